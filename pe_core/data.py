@@ -387,7 +387,7 @@ def _save_streams(streams: Streams, folder: Path) -> None:
 
 def _load_streams(folder: Path) -> Streams | None:
     """The cached streams, or `None` where there are none or any byte of them is not what was written."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast  # AutoTokenizer would load every model class first, for seconds
 
     if not folder.exists():
         return None
@@ -397,7 +397,8 @@ def _load_streams(folder: Path) -> Streams | None:
             if _sum(folder / name) != expected:
                 raise ValueError(f"{name} differs from what was written")
         with np.load(folder / "tokens.npz") as arrays:
-            return Streams(**arrays, tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"), about=meta["about"])
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+            return Streams(**arrays, tokenizer=tokenizer, about=meta["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         progress.say(f"The token cache {folder.name} is damaged ({error}); building it again.")
         return None

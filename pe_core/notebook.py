@@ -1,5 +1,5 @@
-"""What every experiment notebook does first: refuse parameters it does not have, set the figures' look, and have the
-processes that will train start loading what they need."""
+"""What every experiment notebook does first: have the processes that will train start loading what they need (with the
+import of this module), refuse parameters the notebook does not have, set the figures' look."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import yaml
 
-from pe_core import parallel, plots
+from pe_core import parallel
 from pe_core.errors import ConfigError, unknown
+
+# At the import, before figures and frames load theirs: on another core, in as many seconds.
+parallel.prepare()
 
 _INJECTED = "# Parameters"  # the first line of the cell papermill adds below the `parameters` cell
 
@@ -22,7 +25,8 @@ def begin() -> None:
         ConfigError: papermill was given a parameter the notebook does not have (papermill itself only logs a warning
             and runs for an hour with the default), or something else than True or False for a switch.
     """
-    parallel.prepare()
+    from pe_core import plots
+
     plots.style()
     try:
         from IPython.core.getipython import get_ipython
