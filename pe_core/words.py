@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pe_core import comparison as comparison_of_groups
-from pe_core import metrics
+from pe_core import metrics, stats
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 
@@ -74,15 +74,20 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     return "\n\n".join(found)
 
 
-def cost_of_no_position(table: pd.DataFrame, nope: str = "NoPE") -> str:
-    """How much position information matters: no encoding against the best one."""
-    if nope not in set(table.label):
+def cost_of_no_position(found: comparison_of_groups.Groups, nope: str = "NoPE") -> str:
+    """How much position information matters: no encoding against the best one (`comparison.groups`), with its interval."""
+    if nope not in found:
         return f"{nope} was not trained, so nothing can be said about what position information is worth."
-    row, best = table[table.label == nope].iloc[0], table.loc[table.perplexity.idxmin()]
-    if best.label == nope:
+    means = {label: stats.over_seeds([r.metrics["perplexity"]["value"] for r in group]).value for label, group in found.items()}
+    best = min(means, key=lambda label: means[label])
+    if best == nope:
         return f"No encoding did better than {nope}."
-    percent = 100 * (row.perplexity / best.perplexity - 1)
-    return f"Without position information ({nope}) perplexity is {row.perplexity:.1f}, {percent:.0f} % above the best."
+    estimate = comparison_of_groups.difference(found[nope], found[best]).estimate
+    interval = f" (95 % interval {_range(estimate, ' %')})" if _known(estimate) else ""
+    return (
+        f"Without position information ({nope}) perplexity is {means[nope]:.1f}, {estimate.value:.0f} % above the best, "
+        f"{best}{interval}."
+    )
 
 
 def scale(group: list[Record]) -> str:

@@ -1,6 +1,7 @@
 """Groups of runs that differ in the seed, and what is said about their differences."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -70,7 +71,10 @@ def test_frame_sentences_tables_and_figures(trained):
     assert "**No difference found** from RoPE: ALiBi " in said
     assert "Holm's correction for 2 comparisons" in said
     assert "single seed" not in said
-    assert "% above the best" in words.cost_of_no_position(table)
+    said = words.cost_of_no_position(found)
+    assert re.search(r"^Without position .* \d+ % above the best, ALiBi \(95 % interval \d+\.\d to \d+\.\d %\)\.$", said)
+    assert words.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
+    assert words.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
     shown = tables.comparison(table, "RoPE").to_html()
     assert shown.index("ALiBi") < shown.index("NoPE")
     assert "rope-1" in tables.runs(trained).to_html()
