@@ -30,10 +30,13 @@ class Positions:
         query_BT: positions of the queries; key_BS: positions of all keys, cached ones included.
         visible_BTS: True where query t may look at key s. `None` when the plain causal rule says it all, so
             that attention can use its fast path.
+        padding_BT: True where a query's token is padding. `None` where no token is.
     """
 
-    def __init__(self, query_BT: Tensor, key_BS: Tensor, visible_BTS: Tensor | None = None) -> None:
-        self.query_BT, self.key_BS, self.visible_BTS = query_BT, key_BS, visible_BTS
+    def __init__(
+        self, query_BT: Tensor, key_BS: Tensor, visible_BTS: Tensor | None = None, padding_BT: Tensor | None = None
+    ) -> None:
+        self.query_BT, self.key_BS, self.visible_BTS, self.padding_BT = query_BT, key_BS, visible_BTS, padding_BT
 
     @property
     def visible(self) -> Tensor:
@@ -113,8 +116,10 @@ class _Attention(nn.Module):
         return None if type(self.encoding).weights is Encoding.weights else self.encoding.weights
 
     def keep(self, x_BTD: Tensor, positions: Positions, cache: Cache | None) -> Tensor | None:
-        """What the encoding keeps of all tokens. In a cache it lives in layers after the model's own."""
+        """What the encoding keeps of all tokens, zeros for padding. In a cache it lives in layers after the model's own."""
         kept_BHSE = self.encoding.keep(x_BTD, positions.query_BT)
+        if kept_BHSE is not None and positions.padding_BT is not None:
+            kept_BHSE = kept_BHSE.masked_fill(positions.padding_BT[:, None, :, None], 0)
         if kept_BHSE is not None and cache is not None:
             layer = self.config.num_hidden_layers + self.layer
             while len(cache.layers) <= layer:

@@ -223,7 +223,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
     @staticmethod
     def _positions(ids_BT: Tensor, mask_BS: Tensor | None, position_ids: Tensor | None, past: int) -> Positions:
         T, S = ids_BT.shape[1], past + ids_BT.shape[1]
-        visible_BTS = None
+        visible_BTS = padding_BT = None
         if mask_BS is None or bool(mask_BS.all()):
             key_BS = torch.arange(S, device=ids_BT.device)[None]
         else:
@@ -232,11 +232,13 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             # A padding query sees itself at least: its row of the softmax stays finite, and nobody looks at it.
             own_TS = causal_TS & ~causal_TS.tril(past - 1)
             visible_BTS = (causal_TS & mask_BS.bool()[:, None]) | own_TS
+            padding_BT = ~mask_BS.bool()[:, past:]
         if position_ids is None or bool((position_ids == key_BS[:, past:]).all()):
-            return Positions(key_BS[:, past:], key_BS, visible_BTS)
+            return Positions(key_BS[:, past:], key_BS, visible_BTS, padding_BT)
         # Positions given for the queries alone: earlier keys keep their distance from the first query.
         earlier = key_BS[:, :past] + (position_ids[:, :1] - key_BS[:, past : past + 1])
-        return Positions(position_ids, torch.cat((earlier, position_ids.expand(len(earlier), -1)), dim=1), visible_BTS)
+        key_BS = torch.cat((earlier, position_ids.expand(len(earlier), -1)), dim=1)
+        return Positions(position_ids, key_BS, visible_BTS, padding_BT)
 
 
 def from_neox(model: GPTNeoXForCausalLM) -> LabForCausalLM:

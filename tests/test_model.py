@@ -163,7 +163,8 @@ def test_initial_weights_depend_on_the_seed_alone(encoding, tiny):
     one, again, other = (initialised(tiny, encoding, seed) for seed in (1, 1, 2))
     for name, value in one.items():
         assert torch.equal(value, again[name]), name
-        assert not value.ndim > 1 or not torch.equal(value, other[name]), name
+        fixed = value.ndim == 1 or len(value.unique()) <= 2  # zeros, say: some encodings start as none at all
+        assert fixed or not torch.equal(value, other[name]), name
 
 
 def test_initial_weights_are_shared_between_encodings(encoding, tiny):

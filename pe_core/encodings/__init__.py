@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pe_core.config import Shape, Strict
 from pe_core.errors import ConfigError, unknown
@@ -44,6 +45,8 @@ class Encoding(nn.Module):
     shift_invariant: ClassVar[bool] = True
     # False where `bias` or `scores` read queries or keys: latent attention then has to make its keys.
     absorbs: ClassVar[bool] = True
+    # False where only the order of the tokens counts: whatever position they are given changes nothing, to the bit.
+    reads_positions: ClassVar[bool] = True
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__()
@@ -76,7 +79,10 @@ class Encoding(nn.Module):
     # The next three are for encodings that go beyond a transform of q and k or a bias; most need none of them.
 
     def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
-        """Numbers (B, H, T, E), fp32, that later tokens need of these ones besides keys and values; cached with them."""
+        """Numbers (B, H, T, E), fp32, that later tokens need of these ones besides keys and values; cached with them.
+
+        Padding keeps zeros, whatever is returned for it: choose numbers of which zero means that nothing is there.
+        """
         return None
 
     def scores(
@@ -129,6 +135,12 @@ def _class(name: str) -> type[Encoding]:
     if name not in ENCODINGS:
         raise ConfigError(unknown("encoding", name, ENCODINGS))
     return ENCODINGS[name]
+
+
+def linear(x: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
+    """x Wᵀ + offset in fp32, autocast or not: for what is summed over many tokens, where errors of bf16 add up."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float(), None if offset is None else offset.float())
 
 
 def options(name: str, values: Mapping[str, Any]) -> Strict:

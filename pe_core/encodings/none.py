@@ -12,3 +12,4 @@ class NoPE(Encoding):
     title = "NoPE"
     paper = "arXiv 2203.16634"
     year = 2022
+    reads_positions = False
