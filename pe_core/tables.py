@@ -237,6 +237,24 @@ def curse(table: pd.DataFrame) -> Styler:
     return _style(shown).hide()
 
 
+def encodings(table: pd.DataFrame) -> Styler:
+    """`encodings.frame`: one row an encoding, what it is and where it comes from."""
+    answers = {True: "yes", False: "no", None: "–"}
+    shown = pd.DataFrame(
+        {
+            "encoding": table.label,
+            "name": table["name"],
+            "family": table.family,
+            "parameters": table.parameters.map("{:,}".format),
+            "writes scores out": [answers[value] for value in table.explicit_scores],
+            "extrapolates": [answers[value] for value in table.extrapolates],
+            "paper": table.paper,
+            "year": table.year.astype(str),
+        }
+    )
+    return _style(shown).hide()
+
+
 def plain(table: pd.DataFrame, digits: int = 1) -> Styler:
     """Any frame as a table without its index, numbers to so many digits."""
     return _style(table).hide().format(precision=digits, thousands=",")

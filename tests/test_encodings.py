@@ -213,6 +213,30 @@ def test_refuses_what_it_does_not_know(encoding):
             encodings.options(encoding, {field: object()})
 
 
+def test_the_table_has_a_row_for_every_encoding():
+    table = encodings.frame().set_index("name")
+    assert sorted(table.index) == list(ENCODINGS)
+    assert table.label.is_unique
+    assert table.loc["none", ["parameters", "explicit_scores", "extrapolates"]].tolist() == [0, False, True]
+    # nano has 4 layers, 4 heads of 32, hidden 128: a slope a head; a table of 128 × 128; a gate of 128 + 1 a head and layer.
+    assert table.parameters[["alibi_learned", "learned", "fox"]].tolist() == [4, 128 * 128, 4 * 4 * 129]
+    assert encodings.frame("micro", 64).set_index("name").parameters["learned"] == 64 * 256
+    assert table.explicit_scores[["path", "stick_breaking", "fox", "rope"]].tolist() == [True, True, False, False]
+    unstated = [name for name, value in table.extrapolates.items() if value is None]
+    assert unstated == [name for name, family in table.family.items() if family == "hybrid"]  # it depends on the members
+
+
+def test_a_class_need_not_state_everything(folder):
+    """And the table shows a dash for what it leaves out."""
+    from pe_core import tables
+
+    (folder / "written.py").write_text(ONE)
+    assert encodings.frame().set_index("name").extrapolates["written"] is None
+    shown = tables.encodings(encodings.frame()).to_html()
+    assert shown.count("<tr>") == len(ENCODINGS) + 1
+    assert "–" in shown
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_hooks_keep_shapes_and_dtypes(encoding, dtype):
     B, T, S = 2, 5, 9

@@ -10,14 +10,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
+from pe_core.config import PRESETS, Shape, Strict
 from pe_core.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Encoding(nn.Module):
@@ -47,6 +50,9 @@ class Encoding(nn.Module):
     absorbs: ClassVar[bool] = True
     # False where only the order of the tokens counts: whatever position they are given changes nothing, to the bit.
     reads_positions: ClassVar[bool] = True
+    # Whether a text longer than those trained on meets no angle, vector or index that is new: what lies further than any
+    # trained distance fades on, shares a value, or is squeezed into the trained range. None where it is not stated.
+    extrapolates: ClassVar[bool | None] = None
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__()
@@ -165,3 +171,32 @@ def rotates(name: str) -> bool:
 def label(name: str, values: Mapping[str, Any]) -> str:
     """The short name of encoding `name` with these options, for tables and figures."""
     return _class(name).label(options(name, values))
+
+
+def frame(preset: str = "nano", seq_len: int = 128) -> pd.DataFrame:
+    """What every encoding is, one row each, with its default options; read from the classes, so that a new file has its row.
+
+    Returns:
+        columns name, label, family, parameters (its own, in a model of this preset and length), explicit_scores (whether
+        attention has to write its scores out, whatever the kernel could do), extrapolates (`None` where not stated), paper,
+        year; by family, then year.
+    """
+    import pandas as pd
+
+    hidden, layers, heads = PRESETS[preset].hidden, PRESETS[preset].layers, PRESETS[preset].heads
+    rows = []
+    for name, cls in ENCODINGS.items():
+        built = build(name, {}, Shape(hidden, heads, hidden // heads, layers, seq_len))
+        rows.append(
+            {
+                "name": name,
+                "label": label(name, {}),
+                "family": cls.family,
+                "parameters": sum(parameter.numel() for parameter in built.parameters()),
+                "explicit_scores": cls.scores is not Encoding.scores or cls.weights is not Encoding.weights,
+                "extrapolates": cls.extrapolates,
+                "paper": cls.paper,
+                "year": cls.year,
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["family", "year", "name"], ignore_index=True)

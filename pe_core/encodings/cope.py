@@ -36,6 +36,7 @@ class CoPE(Encoding):
     title = "CoPE"
     paper = "arXiv 2405.18719"
     year = 2024
+    extrapolates = True
     absorbs = False
     reads_positions = False
 

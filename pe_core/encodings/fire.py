@@ -43,6 +43,7 @@ class FIRE(Encoding):
     title = "FIRE"
     paper = "arXiv 2310.04418"
     year = 2023
+    extrapolates = True
     shift_invariant = False
 
     def __init__(self, shape: Shape, options: Options) -> None:

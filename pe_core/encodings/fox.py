@@ -34,6 +34,7 @@ class FoX(Encoding):
     title = "FoX"
     paper = "arXiv 2503.02130"
     year = 2025
+    extrapolates = True
     reads_positions = False
 
     def __init__(self, shape: Shape, options: Options) -> None:

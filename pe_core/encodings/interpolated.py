@@ -29,6 +29,7 @@ class Interpolated(RoPE):
     title = "Interpolated"
     paper = "arXiv 2306.15595"
     year = 2023
+    extrapolates = True  # as far as its factor reaches
 
     def frequencies(self, device: torch.device) -> Tensor:
         frequencies: Tensor = super().frequencies(device) / self.options.factor

@@ -24,6 +24,7 @@ class Learned(Encoding):
     title = "Learned"
     paper = "arXiv 1705.03122"
     year = 2017
+    extrapolates = False
     shift_invariant = False
 
     def __init__(self, shape: Shape, options: Options) -> None:

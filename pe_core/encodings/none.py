@@ -12,4 +12,5 @@ class NoPE(Encoding):
     title = "NoPE"
     paper = "arXiv 2203.16634"
     year = 2022
+    extrapolates = True
     reads_positions = False

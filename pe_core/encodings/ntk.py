@@ -32,6 +32,7 @@ class NTK(RoPE):
     title = "NTK-aware"
     paper = "arXiv 2309.00071"
     year = 2023
+    extrapolates = True  # as far as its factor reaches
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

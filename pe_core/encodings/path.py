@@ -45,6 +45,7 @@ class PaTH(Encoding):
     title = "PaTH"
     paper = "arXiv 2505.16381"
     year = 2025
+    extrapolates = False
     absorbs = False
     reads_positions = False
 

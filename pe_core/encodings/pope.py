@@ -42,6 +42,7 @@ class PoPE(Encoding):
     title = "PoPE"
     paper = "arXiv 2509.10534"
     year = 2025
+    extrapolates = False
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

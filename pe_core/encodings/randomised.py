@@ -53,6 +53,7 @@ class Randomised(Encoding):
     title = "Randomised"
     paper = "arXiv 2305.16843"
     year = 2023
+    extrapolates = True  # up to its range
     shift_invariant = False
 
     steps: Tensor

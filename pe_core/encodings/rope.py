@@ -29,6 +29,7 @@ class RoPE(Encoding):
     title = "RoPE"
     paper = "arXiv 2104.09864"
     year = 2021
+    extrapolates = False
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

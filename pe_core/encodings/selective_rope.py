@@ -50,6 +50,7 @@ class SelectiveRoPE(Encoding):
     title = "Selective RoPE"
     paper = "arXiv 2511.17388"
     year = 2025
+    extrapolates = False
     absorbs = False
     reads_positions = False
 

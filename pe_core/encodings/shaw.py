@@ -34,6 +34,7 @@ class Shaw(Encoding):
     title = "Shaw"
     paper = "arXiv 1803.02155"
     year = 2018
+    extrapolates = True
     # absorbs stays True: the queries that `bias` reads are the same whether latent attention makes its keys or not.
 
     def __init__(self, shape: Shape, options: Options) -> None:

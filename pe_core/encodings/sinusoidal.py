@@ -33,6 +33,7 @@ class Sinusoidal(Encoding):
     title = "Sinusoidal"
     paper = "arXiv 1706.03762"
     year = 2017
+    extrapolates = False
     shift_invariant = False
 
     def __init__(self, shape: Shape, options: Options) -> None:

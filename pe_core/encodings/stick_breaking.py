@@ -35,6 +35,7 @@ class StickBreaking(Encoding):
     title = "Stick-breaking"
     paper = "arXiv 2410.17980"
     year = 2024
+    extrapolates = True
     reads_positions = False
 
     def weights(self, scores_BHTS: Tensor) -> Tensor:

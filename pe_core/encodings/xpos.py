@@ -46,6 +46,7 @@ class XPos(RoPE):
     title = "xPos"
     paper = "arXiv 2212.10554"
     year = 2022
+    extrapolates = False  # the paper's models do, with attention confined to blocks
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

@@ -46,6 +46,7 @@ class YaRN(RoPE):
     title = "YaRN"
     paper = "arXiv 2309.00071"
     year = 2023
+    extrapolates = True  # as far as its factor reaches
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
