@@ -97,6 +97,7 @@ class Experiment(Strict):
         facts: fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files.
         facts_rate: the share of training windows that hold facts; they are added, `samples` counts the others.
             `None` is a fifth, at which `nano` learns most fictional facts in four epochs of the default corpus.
+        start: id of a finished run whose best weights training starts from, in place of new ones (see `drope`).
 
     Raises:
         ConfigError: any value of the wrong type or range, or an unknown name.
@@ -111,6 +112,7 @@ class Experiment(Strict):
     tokenizer: str = Field("auto", min_length=1)
     facts: str | None = Field(None, min_length=1)
     facts_rate: float | None = Field(None, gt=0, lt=1)
+    start: str | None = Field(None, pattern=r"^\w+-[\w-]+-[0-9a-f]{10}$")
     samples: int = Field(10_000, ge=10)
     seq_len: int = Field(128, ge=2, le=1_048_576)
     epochs: int = Field(30, ge=1)
@@ -175,10 +177,14 @@ class Experiment(Strict):
 
     @property
     def label(self) -> str:
-        """A short name for tables and figures: the encoding with its options, and the attention where it is unusual."""
+        """A short name for tables and figures: the encoding with its options, the one before it where training started from
+        another run's weights, and the attention where it is unusual."""
         from pe_core import encodings
 
         name = encodings.label(self.encoding, self.options)
+        if self.start is not None:
+            before = self.start.partition("-")[0]
+            name += f" after {encodings.ENCODINGS[before].title if before in encodings.ENCODINGS else before}"
         return name if self.attention == "mha" else f"MLA {self.kv_dim or ''}".rstrip() + f" + {name}"
 
     @property

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,6 +21,9 @@ from pe_core.config import Experiment
 from pe_core.errors import LabError, RecordError, TrainingError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
+
+if TYPE_CHECKING:
+    from pe_core.model import LabForCausalLM
 
 LOCK_SECONDS = 10.0  # a run that was just killed may take a moment to let go
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "botocore")
@@ -53,8 +57,9 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
             if (folder / records.RECORD).exists():
                 progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
             else:
+                start = _start(experiment, prepared, root)
                 folder.mkdir(parents=True, exist_ok=True)
-                _train_and_measure(experiment, prepared, folder, label)
+                _train_and_measure(experiment, prepared, folder, label, start)
             (folder / records.CHECKPOINT).unlink(missing_ok=True)
             return records.load(folder)  # as anyone will read it, not as it was in memory
     except Timeout:
@@ -63,7 +68,39 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
         torch.set_num_threads(threads)  # a resumed run keeps to those it began with
 
 
-def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path, label: str) -> None:
+# What two runs must share where one starts from the other's weights: text, its tokens and its split, and most shapes.
+_SHARED_BY_START = ("corpus", "tokenizer", "preset", "attention", "kv_dim")
+
+
+def _start(experiment: Experiment, prepared: data.Data, runs: Path) -> Record | None:
+    """The run that training starts from. Raises RecordError: it is not finished here, or cannot be gone on from."""
+    if experiment.start is None:
+        return None
+    if not (runs / experiment.start / records.RECORD).exists():
+        raise RecordError(f"start='{experiment.start}': no finished run of that id in '{runs}'")
+    record = records.load(runs / experiment.start)
+    for name in _SHARED_BY_START:
+        theirs, ours = record.config[name], getattr(experiment, name)
+        if theirs != ours:
+            raise RecordError(f"start='{experiment.start}': that run has {name}={theirs!r}, this one {ours!r}")
+    if record.tokenizer().get_vocab() != prepared.tokenizer.get_vocab():
+        raise RecordError(f"start='{experiment.start}': the tokenizer of '{experiment.corpus}' is no longer that run's")
+    return record
+
+
+def _take_weights(model: LabForCausalLM, experiment: Experiment, start: Record) -> None:
+    """Another run's best weights, in place. An encoding's own are taken over only where the encoding is the same."""
+    weights, own = start.model().state_dict(), model.state_dict()
+    same = start.config["encoding"] == experiment.encoding
+    taken = {name: weights[name] for name in own if name in weights and (same or not name.startswith("encoding."))}
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            shapes = f"{list(value.shape)}, this one {list(own[name].shape)}"
+            raise RecordError(f"start='{start.run}': that run has '{name}' of shape {shapes}")
+    model.load_state_dict({**own, **taken})
+
+
+def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path, label: str, start: Record | None) -> None:
     # Here and not above: these take seconds to load, and a process that trains in others needs none of them.
     from pe_core import reversal, trainer
     from pe_core.model import LabForCausalLM
@@ -71,6 +108,8 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
 
     made_with = versions()  # asked now: the code may be edited while a long run trains
     model = LabForCausalLM(LabConfig.of(experiment, prepared.tokenizer.eos_token_id)).initialise(experiment.seed)
+    if start is not None:
+        _take_weights(model, experiment, start)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     progress.say(
         f"{label}: {parameters / 1e6:.1f} M parameters ({experiment.preset}) on {experiment.device}, {experiment.precision}"
@@ -141,6 +180,7 @@ def sweep(
         prepared = data.prepare(experiment, runs / ".cache")
         names.append(name := _name(experiment, prepared))
         if fresh or not (runs / name / records.RECORD).exists():
+            _start(experiment, prepared, runs)
             waiting[name] = experiment
     on_cpu = all(experiment.device == "cpu" for experiment in chosen)
     most = parallel.cores() if on_cpu else 1

@@ -43,6 +43,7 @@ def settings(record: Record) -> Styler:
             else {}
         ),
         "model": f"{config['preset']}, {record.parameters:,} parameters",
+        **({"starts from": f"the best weights of {config['start']}"} if config.get("start") else {}),
         "training": "AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, batch {batch_size}, gradient norm clipped "
         "at {clip:g}, at most {epochs} epochs, patience {patience}".format(**config),
         "seed": str(config["seed"]),

@@ -66,7 +66,7 @@ def train(model: LabForCausalLM, data: Data, experiment: Experiment, folder: Pat
     model.to(device).train()
     stepper = Stepper(model, experiment)
     compute, optimizer = stepper.compute, stepper.optimizer
-    state, best = _load(folder, model, optimizer, device, experiment.seed)
+    state, best = _load(folder, model, optimizer, device)
     torch.set_num_threads(state.threads)
     for row in state.history:
         progress.say(words.epoch(row))
@@ -235,11 +235,12 @@ def _save(
 
 
 def _load(
-    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, device: torch.device, seed: int
+    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> tuple[Progress, dict[str, Tensor]]:
     path = folder / CHECKPOINT
     if not path.exists():
         return Progress(), {}
+    first = _copy(model)
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch reads a file with flipped bits without a word
@@ -252,7 +253,7 @@ def _load(
         raise  # nothing is wrong with the checkpoint
     except Exception as error:  # zip, pickle and torch each have kinds of their own
         progress.say(f"The checkpoint of {folder.name} cannot be read ({type(error).__name__}); starting again.")
-        model.initialise(seed)
+        model.load_state_dict(first)
         return Progress(), {}
     if not state.finished:
         progress.say(f"Resuming {folder.name} at epoch {state.epoch}, step {state.step + 1}.")
