@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from pe_core.config import Shape, Strict
 from pe_core.encodings import Encoding, linear
 
-_AT_ONCE = 32  # keys whose transforms are multiplied out together
+_AT_ONCE = 64  # keys whose transforms are multiplied out together; half as many take the compiler twice as long
 
 
 class PaTH(Encoding):
@@ -19,20 +19,20 @@ class PaTH(Encoding):
     score(i, j) = q_i · H_i H_(i-1) … H_(j+1) k_j / sqrt(K),  H_t = I - β_t w_t w_tᵀ,
 
     a generalised Householder reflection: β = 1 erases the direction w, β = 2 mirrors it, β = 0 does nothing. Per head,
-    w_t = v_t / |v_t| with v = silu(conv(U D x)), rank `rank`, a causal convolution over three tokens, each dimension by itself;
-    β_t = 2 · sigmoid(a · x_t + c). x is the layer's normalised input. That is the authors' layer without its optional
-    forget gate and normalised queries and keys; layers and heads have parameters of their own (D is shared by heads).
+    w_t = v_t / |v_t| with v = silu(conv(U D x)), of rank `rank`, conv a causal convolution over three tokens, each dimension
+    by itself; β_t = 2 · sigmoid(a · x_t + c). x is the layer's normalised input. That is the authors' layer without its
+    optional forget gate and normalised queries and keys; layers and heads have parameters of their own (D is shared by heads).
 
     U D x and β of every token are kept with its keys, K + 1 numbers a head. Products are taken anew from the query
     backwards, `_AT_ONCE` = C keys at a time: with W and B = β W the chunk's rows, the product over it is
     I - Wᵀ (I + L)⁻¹ B, L the strictly lower part of B Wᵀ. Exact, and quadratic in length as attention is: T · S · (3K + 2C)
     multiplications for T queries and S keys, where q kᵀ takes T · S · K; everything in fp32. Authors' kernels, on a GPU,
-    also skip what causality hides. A token decoded alone costs S · (3K + 2C), plus S · C · (K + C) for the inverses.
+    also skip what causality hides. A token decoded alone costs S · (3K + 2C), plus S · C · (2K + C) for the chunks' own.
 
-    Starts: D and U scaled to their inputs, N(0, 1/D) and N(0, 1/rank), the convolution passing each token through, a
-    N(0, 0.02), c zero, so that β is about 1. (Authors draw all matrices from one narrow normal; |v| is then so small that
-    its gradients swamp the others' under a common clip.) A key thus loses a random direction per token at first: what is
-    K tokens away has faded to 1/e.
+    Starts: D and U scaled to their inputs, N(0, 1/sqrt(D)) and N(0, 1/sqrt(rank)), the convolution passing each token
+    through, a N(0, 0.02), c zero, so that β is about 1. (N(0, 0.02) for all of them would leave |v| so small that its
+    gradients swamp the others' under a common clip.) A key thus loses a random direction per token at first: what is K
+    tokens away has faded to 1/e.
 
     Options:
         rank: of the map from x to v (the authors': 32).

@@ -30,8 +30,7 @@ class PoPE(Encoding):
 
     Options:
         base: wavelengths run from 2π to 2π · base.
-        phase: what δ starts from: `zero`, the peak at the query's own position, or `uniform` in [-2π, 0]. Authors use both,
-            and zero for reading longer texts.
+        phase: what δ starts from: `zero`, each cosine's peak at the query's own position, or `uniform` in [-2π, 0].
     """
 
     class Options(Strict):

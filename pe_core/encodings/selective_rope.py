@@ -18,8 +18,8 @@ class SelectiveRoPE(Encoding):
     """Selective RoPE: each token says by how much it turns the pairs. Movahedi et al. 2025 (arXiv 2511.17388).
 
     As RoPE on the whole head, but pair m of head h stands at the angle base^(-2m/K) · Σ φ_t over the tokens t up to the
-    position, where RoPE has φ = 1. φ = conv(U D x̂), rank `rank`, a causal convolution over four tokens, each pair by itself;
-    x̂ is the layer's normalised input, in H parts of length 1. Layers have parameters of their own.
+    position, where RoPE has φ = 1. φ = conv(U D x̂), of rank `rank`, conv a causal convolution over four tokens, each pair by
+    itself; x̂ is the layer's normalised input, in H parts of length 1. Layers have parameters of their own.
 
     The abstract idea leaves choices open. Taken here are the defaults of the authors' code: base 500,000, fixed frequencies,
     rank 16, four tokens, no gate on φ. `bias` is theirs too, off by default there and here: it adds exp(c), c = 0 at first, so
@@ -28,9 +28,9 @@ class SelectiveRoPE(Encoding):
     U D x̂ of every token is kept with its keys, K/2 numbers a head; convolution, sum and rotation are done anew for all of
     them, in fp32, so that scores have to be written out. (A cache of turned keys would need a running angle beside it.)
 
-    Starts: D and U scaled to their inputs, N(0, 1/D) and N(0, 1/rank), the convolution passing each token through: the
-    fastest pair turns by about ±sqrt(H/D) at first, 0.2 radians a token at nano. Authors draw all three from N(0, 0.02), which
-    leaves angles near zero: no encoding at first.
+    Starts: D and U scaled to their inputs, N(0, 1/sqrt(D)) and N(0, 1/sqrt(rank)), the convolution passing each token
+    through: the fastest pair turns by about ±sqrt(H/D) at first, 0.2 radians a token at nano. Authors draw all three from
+    N(0, 0.02), which leaves angles near zero: no encoding at first.
 
     Options:
         base: pair m turns by base^(-2m/K) of φ.

@@ -24,8 +24,8 @@ class StickBreaking(Encoding):
 
     Options:
         rest: `own` gives the rest to the token itself, so that weights add up to 1; `nothing` drops it, and the first token
-            sees nothing at all. The paper's formula is the second; its authors' language models add the rest to the token's
-            own value, or to a learned vector.
+            sees nothing at all. The paper's formula is the second; its authors' code also has the first, and a learned
+            vector that takes the rest.
     """
 
     class Options(Strict):
