@@ -14,7 +14,7 @@ from pe_core import metrics, stats
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, RecordError, unknown
 from pe_core.metrics import HeldOut
-from pe_core.records import Record
+from pe_core.records import RECORD, Record, load
 from pe_core.stats import Estimate, Paired
 
 Groups = dict[str, list[Record]]
@@ -24,7 +24,8 @@ def groups(records: Sequence[Record]) -> Groups:
     """Records by label, each group sorted by seed.
 
     Raises:
-        RecordError: two runs of a group differ in more than the seed, or were measured on different text.
+        RecordError: two runs of a group differ in more than the seed, or were measured on different text. Those that
+            training started from may differ in the seed as well.
     """
     found: Groups = {}
     for record in sorted(records, key=lambda record: record.config["seed"]):
@@ -35,14 +36,22 @@ def groups(records: Sequence[Record]) -> Groups:
             if a.config["seed"] == b.config["seed"]:
                 raise RecordError(f"two runs of '{label}' have the same seed: {a.run}, {b.run}")
         for record in group[1:]:
-            # Through Experiment: a record made before a setting existed has that setting's default.
-            first, this = (dict(one.experiment) for one in (group[0], record))
-            changed = [name for name, value in this.items() if name != "seed" and value != first[name]]
+            first, this = _settings(group[0]), _settings(record)
+            changed = [name for name, value in this.items() if value != first[name]]
             if changed:
                 raise RecordError(f"runs {group[0].run} and {record.run} of '{label}' differ in {', '.join(changed)}")
             if record.data["fingerprint"] != group[0].data["fingerprint"]:
                 raise RecordError(f"runs {group[0].run} and {record.run} of '{label}' were measured on different text")
     return in_order
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """All settings but the seed. In place of the run that training started from: that run's, where it lies beside this one."""
+    # Through Experiment: a record made before a setting existed has that setting's default.
+    settings = {name: value for name, value in record.experiment if name != "seed"}
+    if settings["start"] is not None and (file := record.folder.parent / settings["start"] / RECORD).exists():
+        settings["start"] = _settings(load(file))
+    return settings
 
 
 def named_by(records: Sequence[Record], setting: str) -> list[Record]:

@@ -40,6 +40,23 @@ def test_groups_refuse_what_is_not_a_repetition(trained, tmp_path):
         comparison.groups([*trained, other])
 
 
+def test_what_seeds_start_from_may_differ_in_the_seed_alone(tmp_path):
+    """DroPE: every seed goes on from its own."""
+    group = []
+    for seed in (1, 2, 3):
+        before = made(tmp_path / f"rope-nano-000000000{seed}", "rope", "RoPE", seed)
+        group.append(made(tmp_path / f"dropped-{seed}", "none", "NoPE after RoPE", seed))
+        group[-1].config["start"] = before.run
+    assert comparison.groups(group) == {"NoPE after RoPE": group}
+    before.config["options"] = {"rotary_pct": 1.0}
+    before.save(before.folder)
+    with pytest.raises(RecordError, match=r"^runs dropped-1 and dropped-3 of 'NoPE after RoPE' differ in start$"):
+        comparison.groups(group)
+    (before.folder / records.RECORD).unlink()  # where it cannot be looked up, its id counts
+    with pytest.raises(RecordError, match=r"differ in start$"):
+        comparison.groups(group)
+
+
 def test_difference_is_the_mean_over_seeds_of_the_paired_difference(trained):
     found = comparison.groups(trained)
     estimate, p = comparison.difference(found["NoPE"], found["RoPE"])
