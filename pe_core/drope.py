@@ -18,6 +18,7 @@ def dropped(record: Record, epochs: int = 1, **settings: Any) -> Experiment:
 
     The optimizer starts afresh, at a constant rate as ever. Batches come in the order of the first run's first epochs.
     What dropping alone does, before any recalibration, `lengths.heldout(record, …, encoding="none")` measures.
+    It cannot be run where latent attention gave a rotary encoding queries and keys of its own: those are not to be dropped.
 
     Args:
         epochs: of recalibration. The paper's take a few percent of the training, or less.

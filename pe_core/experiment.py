@@ -52,12 +52,12 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     threads = torch.get_num_threads()
     try:
         with FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS):
-            if fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-            if (folder / records.RECORD).exists():
+            if (folder / records.RECORD).exists() and not fresh:
                 progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
             else:
-                start = _start(experiment, prepared, root)
+                start = _start(experiment, prepared, root)  # before anything is deleted
+                if fresh:
+                    shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 _train_and_measure(experiment, prepared, folder, label, start)
             (folder / records.CHECKPOINT).unlink(missing_ok=True)
@@ -76,13 +76,17 @@ def _start(experiment: Experiment, prepared: data.Data, runs: Path) -> Record | 
     """The run that training starts from. Raises RecordError: it is not finished here, or cannot be gone on from."""
     if experiment.start is None:
         return None
-    if not (runs / experiment.start / records.RECORD).exists():
-        raise RecordError(f"start='{experiment.start}': no finished run of that id in '{runs}'")
+    if not all((runs / experiment.start / name).exists() for name in (records.RECORD, records.MODEL)):
+        raise RecordError(f"start='{experiment.start}': no finished run of that id, with its model, in '{runs}'")
     record = records.load(runs / experiment.start)
+    settings = record.experiment
     for name in _SHARED_BY_START:
-        theirs, ours = record.config[name], getattr(experiment, name)
+        theirs, ours = getattr(settings, name), getattr(experiment, name)
         if theirs != ours:
             raise RecordError(f"start='{experiment.start}': that run has {name}={theirs!r}, this one {ours!r}")
+    if record.data["corpus_version"] != prepared.about["corpus_version"]:
+        # Other documents are split in another way: some that were trained on would be held out now.
+        raise RecordError(f"start='{experiment.start}': the documents of '{experiment.corpus}' are no longer that run's")
     if record.tokenizer().get_vocab() != prepared.tokenizer.get_vocab():
         raise RecordError(f"start='{experiment.start}': the tokenizer of '{experiment.corpus}' is no longer that run's")
     return record

@@ -91,7 +91,10 @@ def test_an_encoding_with_weights_of_its_own_starts_with_new_ones(rope, runs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": "rope-nano-0123456789"}, r"^start='rope-nano-0123456789': no finished run of that id in '.*'$"),
+        (
+            {"start": "rope-nano-0123456789"},
+            r"^start='rope-nano-0123456789': no finished run of that id, with its model, in '.*'$",
+        ),
         ({"preset": "micro"}, r"^start='rope-nano-\w+': that run has preset='nano', this one 'micro'$"),
         ({"corpus": "python-stdlib"}, r"^start='rope-nano-\w+': that run has corpus='.*', this one 'python-stdlib'$"),
         ({"attention": "mla"}, r"^start='rope-nano-\w+': that run has attention='mha', this one 'mla'$"),
@@ -103,6 +106,25 @@ def test_what_cannot_be_gone_on_from(rope, runs, monkeypatch, settings, message)
     for ask in (experiment.run, lambda wanted, folder: experiment.sweep([wanted], folder)):
         with pytest.raises(RecordError, match=message):
             ask(drope.dropped(rope, **settings), runs)
+
+
+def test_a_fresh_run_that_cannot_start_leaves_the_finished_one(rope, runs, monkeypatch):
+    done = experiment.run(drope.dropped(rope), runs)
+    monkeypatch.setattr(experiment.records, "MODEL", "gone")
+    for ask in (experiment.run, lambda wanted, folder, fresh: experiment.sweep([wanted], folder, fresh)):
+        with pytest.raises(RecordError, match=r"^start='rope-nano-\w+': no finished run of that id, with its model, in '.*'$"):
+            ask(drope.dropped(rope), runs, fresh=True)
+    monkeypatch.undo()
+    assert experiment.run(drope.dropped(rope), runs).created == done.created
+
+
+def test_another_version_of_the_corpus_is_refused(rope, runs, monkeypatch):
+    """Its documents would be split in another way, whatever the tokenizer."""
+    prepared = data.prepare(rope.experiment, runs / ".cache")
+    monkeypatch.setitem(prepared.about, "corpus_version", "another")
+    monkeypatch.setattr(data, "prepare", lambda *_: prepared)
+    with pytest.raises(RecordError, match=rf"^start='{rope.run}': the documents of '.*' are no longer that run's$"):
+        experiment.run(drope.dropped(rope, seed=3), runs)
 
 
 def test_another_tokenizer_is_refused(rope, runs, monkeypatch):
