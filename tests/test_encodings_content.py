@@ -393,6 +393,24 @@ def test_pope_phases_start_where_they_are_told():
     assert torch.equal(turned, plain), "heads share keys, so phases turn queries alone"
 
 
+def test_pope_phases_beyond_their_limits_do_not_learn():
+    hooks, (q, k, x) = build("pope"), inputs()
+    hooks.phases.data[1] = torch.linspace(-8, 1, K)
+    turned_q, turned_k = hooks.rotate(q, k, torch.arange(20)[None], x)
+    (turned_q @ turned_k.mT * randn(20, 20)).sum().backward()
+    within = (hooks.phases[1] >= -2 * math.pi) & (hooks.phases[1] <= 0)
+    assert torch.equal(hooks.phases.grad[1] != 0, within)
+
+
+def test_pope_in_two_groups_of_heads():
+    """Each leaves alone what the other has appended."""
+    parts = [{"encoding": "pope", "heads": [0, 2]}, {"encoding": "pope", "options": {"base": 100}, "heads": [2, 4]}]
+    hooks, (q, k, x), positions = build("mix", parts=parts), inputs(), torch.arange(20)[None]
+    alone = [hooks.members[i].rotate(q[:, 2 * i :][:, :2], k[:, 2 * i :][:, :2], positions, x) for i in (0, 1)]
+    together_q, together_k = hooks.rotate(q, k, positions, x)
+    close(together_q @ together_k.mT, torch.cat([one_q @ one_k.mT for one_q, one_k in alone], dim=1))
+
+
 # --- stick-breaking --------------------------------------------------------------------------------------------------
 
 

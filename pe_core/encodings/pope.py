@@ -23,7 +23,8 @@ class PoPE(Encoding):
 
     δ is a learned phase per layer, head and dimension, kept within [-2π, 0] as in the paper. Authors and x-transformers turn
     keys by it; here queries turn back, which gives the same scores and leaves keys to be shared by heads (latent attention).
-    Beyond its limits a phase has no gradient; weight decay brings it back.
+    Beyond its limits a phase has no gradient, as in x-transformers: of phases that start at zero, those that the first steps
+    raise, about half, stay there for good and act as zero. Weight decay takes them towards zero, never below.
 
     Lengths start near softplus(0) = 0.69, which makes scores 0.48 · Σ cos(…) / sqrt(K) before anything is learned: near keys
     are favoured from the start.
@@ -68,8 +69,10 @@ class PoPE(Encoding):
 
     @staticmethod
     def _polar(x_BHTK: Tensor, angle_BHTK: Tensor) -> Tensor:
-        length = F.softplus(x_BHTK.float())
-        return torch.cat((length * angle_BHTK.cos(), length * angle_BHTK.sin()), dim=-1).type_as(x_BHTK)
+        K = angle_BHTK.shape[-1]
+        length = F.softplus(x_BHTK[..., :K].float())
+        turned = torch.cat((length * angle_BHTK.cos(), length * angle_BHTK.sin()), dim=-1).type_as(x_BHTK)
+        return torch.cat((turned, x_BHTK[..., K:]), dim=-1)  # what another member of a mix has appended stays
 
     @classmethod
     def label(cls, options: Options) -> str:
