@@ -193,7 +193,8 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         """The `transformers` interface: logits (B, T, V), with a KV cache and padded batches.
 
         Args:
-            attention_mask: (B, S), 0 for padding. Positions count the tokens that are not padding.
+            attention_mask: (B, S), 0 for padding. Positions count the tokens that are not padding. Encodings by content
+                (`cope`, say) may count padding between tokens: where a cached text goes on, pad it on the left.
             position_ids: (B, T) positions of `input_ids`, instead of counting.
             labels: (B, T) token ids, shifted here; -100 is ignored. The loss is their mean cross-entropy in nats.
             output_attentions: weights per layer; needs `attn_implementation="eager"`.

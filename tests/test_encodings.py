@@ -221,6 +221,8 @@ def test_the_table_has_a_row_for_every_encoding():
     # nano has 4 layers, 4 heads of 32, hidden 128: a slope a head; a table of 128 × 128; a gate of 128 + 1 a head and layer.
     assert table.parameters[["alibi_learned", "learned", "fox"]].tolist() == [4, 128 * 128, 4 * 4 * 129]
     assert encodings.frame("micro", 64).set_index("name").parameters["learned"] == 64 * 256
+    with pytest.raises(ConfigError, match=r"^unknown preset 'nan'; did you mean 'nano'\? \(known: micro, "):
+        encodings.frame("nan")
     assert table.explicit_scores[["path", "stick_breaking", "fox", "rope"]].tolist() == [True, True, False, False]
     unstated = [name for name, value in table.extrapolates.items() if value is None]
     assert unstated == [name for name, family in table.family.items() if family == "hybrid"]  # it depends on the members

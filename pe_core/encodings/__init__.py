@@ -87,7 +87,8 @@ class Encoding(nn.Module):
     def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
         """Numbers (B, H, T, E), fp32, that later tokens need of these ones besides keys and values; cached with them.
 
-        Padding keeps zeros, whatever is returned for it: choose numbers of which zero means that nothing is there.
+        Padding keeps zeros, whatever is returned for it: choose numbers of which zero means that nothing is there. Sums pass
+        over padding wherever it stands; a convolution does on the left and the right of a text, not between its tokens.
         """
         return None
 
@@ -180,9 +181,14 @@ def frame(preset: str = "nano", seq_len: int = 128) -> pd.DataFrame:
         columns name, label, family, parameters (its own, in a model of this preset and length), explicit_scores (whether
         attention has to write its scores out, whatever the kernel could do), extrapolates (`None` where not stated), paper,
         year; by family, then year.
+
+    Raises:
+        ConfigError: there is no such preset.
     """
     import pandas as pd
 
+    if preset not in PRESETS:
+        raise ConfigError(unknown("preset", preset, PRESETS))
     hidden, layers, heads = PRESETS[preset].hidden, PRESETS[preset].layers, PRESETS[preset].heads
     rows = []
     for name, cls in ENCODINGS.items():
