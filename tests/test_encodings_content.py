@@ -402,13 +402,20 @@ def test_pope_phases_beyond_their_limits_do_not_learn():
     assert torch.equal(hooks.phases.grad[1] != 0, within)
 
 
-def test_pope_in_two_groups_of_heads():
-    """Each leaves alone what the other has appended."""
-    parts = [{"encoding": "pope", "heads": [0, 2]}, {"encoding": "pope", "options": {"base": 100}, "heads": [2, 4]}]
+@pytest.mark.parametrize("heads", [[0, 2], None], ids=["other heads", "the same heads"])
+def test_pope_twice_in_a_mix(heads):
+    """The second turns the K numbers of its heads and leaves alone what the first has appended."""
+    parts = [{"encoding": "pope", "heads": heads}, {"encoding": "pope", "options": {"base": 100}, "heads": [2, 4]}]
     hooks, (q, k, x), positions = build("mix", parts=parts), inputs(), torch.arange(20)[None]
-    alone = [hooks.members[i].rotate(q[:, 2 * i :][:, :2], k[:, 2 * i :][:, :2], positions, x) for i in (0, 1)]
+    first, second = hooks.members
+    if heads is None:
+        (q_there, q_here), (k_there, k_here) = (y.split(2, dim=1) for y in first.rotate(q, k, positions, x))
+    else:
+        (q_there, k_there), q_here, k_here = first.rotate(q[:, :2], k[:, :2], positions, x), q[:, 2:], k[:, 2:]
+    again_q, again_k = second.rotate(q_here[..., :K], k_here[..., :K], positions, x)
+    expected = torch.cat((q_there @ k_there.mT, again_q @ again_k.mT + q_here[..., K:] @ k_here[..., K:].mT), dim=1)
     together_q, together_k = hooks.rotate(q, k, positions, x)
-    close(together_q @ together_k.mT, torch.cat([one_q @ one_k.mT for one_q, one_k in alone], dim=1))
+    close(together_q @ together_k.mT, expected)
 
 
 # --- stick-breaking --------------------------------------------------------------------------------------------------
