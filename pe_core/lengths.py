@@ -6,19 +6,24 @@ the same documents and differences can be paired.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from pe_core import comparison, data, metrics, progress, stats
+from pe_core import comparison, data, hardware, metrics, progress, records, stats
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError
+from pe_core.experiment import _quiet
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
 WINDOWS = 64  # of the longest length
+_SCORES = 2**22  # scores held at once, for each head: one window of 2,048 tokens, four of 1,024
 
 
 def heldout(
@@ -35,26 +40,72 @@ def heldout(
     """
     if longest % length:
         raise ConfigError(f"length={length}: a divisor of longest={longest} is needed")
-    from pe_core.model import LabForCausalLM
-    from pe_core.trainer import LossFunction
+    file = _file("heldout", record, length, longest, windows, encoding, options)
+    if not file.exists():
+        held = text(record, longest, windows)
+        starts = range(0, longest, length)
+        tokens = np.concatenate([held.heldout[:, start : start + length + 1] for start in starts])
+        documents = np.concatenate([held.heldout_documents[:, start : start + length] for start in starts])
+        losses = _losses(record, tokens, encoding, options)
+        _save(HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]), file)
+    return HeldOut.load(file)
 
+
+def sliding(
+    record: Record, length: int, longest: int, windows: int = WINDOWS, encoding: str | None = None, options: Any = None
+) -> HeldOut:
+    """As `heldout`, but of tokens with at least half the context before them alone: (D, longest / 2).
+
+    In each window of N = `longest` tokens the second half is scored. Piece k = 0, 1, …, N/L - 1 of L = `length` tokens begins
+    at token N/2 - L/2 + k · L/2 and gives the losses of its own second half, so that the stride is L/2, each token of the
+    window's second half is scored once, at every length, and predicted from L/2 + 1 to L tokens. The last piece ends where the
+    window does: there a longer context holds all of a shorter one's, and more.
+
+    Raises:
+        ConfigError: as `heldout`; `length` is odd.
+    """
+    if longest % length or length % 2:
+        raise ConfigError(f"length={length}: an even divisor of longest={longest} is needed")
+    file = _file("sliding", record, length, longest, windows, encoding, options)
+    if not file.exists():
+        held = text(record, longest, windows)
+        half, N = length // 2, longest
+        starts = range((N - length) // 2, N - length + 1, half)
+        tokens = np.concatenate([held.heldout[:, start : start + length + 1] for start in starts])
+        losses = _losses(record, tokens, encoding, options)[:, half:]
+        # Pieces stood one below the other; here the scored halves of a window stand side by side again.
+        losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
+        _save(HeldOut.of(losses_MT, held.heldout_documents[:, N // 2 :], held.token_bytes[held.heldout[:, N // 2 + 1 :]]), file)
+    return HeldOut.load(file)
+
+
+def _file(kind: str, record: Record, length: int, longest: int, windows: int, encoding: str | None, options: Any) -> Path:
     swapped = "" if encoding is None else f"-{encoding}-{Experiment(encoding=encoding, options=options or {}).digest('')}"
-    file = record.folder / f"heldout-{length}-of-{longest}x{windows}{swapped}.npz"
-    if file.exists():
-        return HeldOut.load(file)
-    experiment = record.experiment
-    text = data.prepare(
-        experiment.model_copy(update={"seq_len": longest, "samples": 10 * windows}), record.folder.parent / ".cache"
-    )
+    return record.folder / f"{kind}-{length}-of-{longest}x{windows}{swapped}.npz"
+
+
+def text(record: Record, longest: int, windows: int) -> data.Data:
+    """The held-out windows that are cut."""
+    wanted = record.experiment.model_copy(update={"seq_len": longest, "samples": 10 * windows})
+    return data.prepare(wanted, record.folder.parent / ".cache")
+
+
+def _losses(record: Record, tokens: data.Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
+    from pe_core.model import LabForCausalLM
+    from pe_core.trainer import EVALUATION_TOKENS, LossFunction
+
     other = {} if encoding is None else {"encoding": encoding, "encoding_options": options or {}}
-    model = LabForCausalLM.from_pretrained(record.folder / "model", **other).eval()
-    compute = LossFunction(model, experiment.model_copy(update={"compile": "off"}))
-    cut = longest // length
-    tokens = np.concatenate([text.heldout[:, i * length : (i + 1) * length + 1] for i in range(cut)])
-    documents = np.concatenate([text.heldout_documents[:, i * length : (i + 1) * length] for i in range(cut)])
-    found = HeldOut.of(compute.evaluate(tokens), documents, text.token_bytes[tokens[:, 1:]])
-    found.save(file)
-    return found
+    experiment = record.experiment.model_copy(update={"compile": "off", "device": hardware.device("auto")})
+    with _quiet():
+        model = LabForCausalLM.from_pretrained(record.folder / records.MODEL, **other).eval().to(experiment.device)
+    return LossFunction(model, experiment).evaluate(tokens, at_once=min(EVALUATION_TOKENS, _SCORES // (tokens.shape[1] - 1)))
+
+
+def _save(found: HeldOut, file: Path) -> None:
+    """Write beside, then rename: several processes may measure at once, and one may be killed."""
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+    found.save(temporary)
+    os.replace(temporary, file)
 
 
 def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windows: int = WINDOWS) -> pd.DataFrame:

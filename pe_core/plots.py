@@ -72,21 +72,45 @@ def learning_curves(history: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
 def position_curves(curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
     """Perplexity by position in the window (logarithmic), with 95 % bands over documents."""
     figure, ax = plt.subplots()
+    _position_curves(ax, curves, looks, ranges)
+    ax.set(title="Perplexity by position")
+    ax.legend()
+    return figure
+
+
+def position_panels(
+    curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], families: dict[str, str], ranges: Sequence[int] = ()
+) -> Figure:
+    """`position_curves`, one panel for each family.
+
+    Args:
+        families: of each label.
+    """
+    shown = list(dict.fromkeys(families[label] for label in curves))
+    figure, axes = _panels(len(shown))
+    for ax, family in zip(axes, shown, strict=True):
+        _position_curves(ax, {label: curve for label, curve in curves.items() if families[label] == family}, looks, ranges)
+        ax.set(title=family)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def _position_curves(
+    ax: Axes, curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int]
+) -> None:
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
         ax.plot(seen, curve.perplexity, label=label, **looks[label])
         ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=0.15, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
-    ax.set(title="Perplexity by position", xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
+    ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
     ax.set_xticks(
         [t for t in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if t <= max(c.end.max() for c in curves.values())]
     )
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
     _plain_log(ax)
-    ax.legend()
-    return figure
 
 
 def forest(table: pd.DataFrame, baseline: str) -> Figure:
@@ -175,6 +199,44 @@ def by_length(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         _plain_log(ax)
     axes[0, 0].legend()
     return figure
+
+
+def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str = "perplexity", title: str = "") -> Figure:
+    """Perplexity or bits per byte by the context measured at (`extrapolation.frame`), one panel for each family.
+
+    Args:
+        value: `perplexity`, or `bits`, which is drawn on a linear scale.
+    """
+    low, high = ("low", "high") if value == "perplexity" else (f"{value}_low", f"{value}_high")
+    families, known = list(dict.fromkeys(table.family)), table[table[value].notna()]
+    figure, axes = _panels(len(families))
+    for ax, family in zip(axes, families, strict=True):
+        for label, rows in known[known.family == family].groupby("label", sort=False):
+            ax.plot(rows.length, rows[value], marker=".", label=label, **looks[label])
+            ax.fill_between(rows.length, rows[low], rows[high], color=looks[label]["color"], alpha=0.12, lw=0)
+        for length in table.trained_at.unique():
+            ax.axvline(length, color="0.6", lw=0.8, zorder=0)
+        ax.set(
+            title=family, xlabel="context, tokens", ylabel="", xscale="log", yscale="log" if value == "perplexity" else "linear"
+        )
+        ax.set_xticks(sorted(table.length.unique()))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if value == "perplexity":
+            _plain_log(ax)
+        if ax.lines:
+            ax.legend(fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """So many panels, two in a row, with the same vertical axis."""
+    rows = math.ceil(count / 2)
+    figure, axes = plt.subplots(rows, min(count, 2), sharey=True, squeeze=False, figsize=(7.2, 0.4 + 3.1 * rows))
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
 
 
 def curse(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:

@@ -218,6 +218,38 @@ def lengths(table: pd.DataFrame) -> Styler:
     return _style(pd.DataFrame(shown).T)
 
 
+def contexts(table: pd.DataFrame, bits: bool = False) -> Styler:
+    """`extrapolation.frame`, of one way to measure: one row for each model, one column for each context length.
+
+    Args:
+        bits: bits per byte instead of perplexity.
+    """
+    columns, digits = (["bits", "bits_low", "bits_high"], 3) if bits else (["perplexity", "low", "high"], 1)
+    shown: dict[str, dict[str, str]] = {}
+    for row in table.itertuples():
+        shown.setdefault(row.label, {})[f"at {row.length:,}"] = interval([getattr(row, name) for name in columns], digits)
+    return _style(pd.DataFrame(shown).T.fillna("–"))
+
+
+def last_tokens(ranked: pd.DataFrame, changes: pd.DataFrame) -> Styler:
+    """`extrapolation.ranking` beside `extrapolation.changes`: every model at the longest context, best first."""
+    changed = changes.set_index("label")
+    shown = pd.DataFrame(
+        {
+            "bits per byte": [interval([r.bits, r.bits_low, r.bits_high], 3) for r in ranked.itertuples()],
+            "% against the best": [interval([r.percent, r.low, r.high]) for r in ranked.itertuples()],
+            "p (Holm)": [_p(value) for value in ranked.p_holm],
+            "% against the trained length": [
+                interval(changed.loc[label, ["percent", "low", "high"]].tolist()) if label in changed.index else "–"
+                for label in ranked.label
+            ],
+            "p (Holm) ": [_p(changed.p_holm.get(label, math.nan)) for label in ranked.label],
+        },
+        index=list(ranked.label),
+    )
+    return _style(shown)
+
+
 def curse(table: pd.DataFrame) -> Styler:
     """`curse.frame`: one row a model, direction and way the facts were stated."""
     rows = list(table.itertuples())

@@ -197,11 +197,12 @@ class LossFunction:
                 return result
 
     @torch.no_grad()
-    def evaluate(self, windows: np.ndarray[Any, Any]) -> NDArray[np.float32]:
-        """Losses (M, T) of all windows (M, T + 1), in fp32 on the CPU. Leaves the model in the mode it was in."""
+    def evaluate(self, windows: np.ndarray[Any, Any], at_once: int = EVALUATION_TOKENS) -> NDArray[np.float32]:
+        """Losses (M, T) of all windows (M, T + 1), in fp32 on the CPU, of so many tokens at once, or of one window where it is
+        longer. Leaves the model in the mode it was in."""
         was_training = self.model.training
         self.model.eval()
-        B = max(1, EVALUATION_TOKENS // (windows.shape[1] - 1))
+        B = max(1, at_once // (windows.shape[1] - 1))
         parts = []
         for start in progress.bar(range(0, len(windows), B), label="Held-out", unit=" batches"):
             # One shape for all batches, so that one compiled graph serves; the repeated rows are dropped again.

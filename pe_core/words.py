@@ -139,6 +139,53 @@ def gains(found: dict[str, Paired], shortest: int) -> str:
     return "\n\n".join(paired(name, gain, f"trained and measured at {shortest}") for name, gain in found.items())
 
 
+def extrapolation(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_at: int) -> str:
+    """Who predicts best at a context longer than the one trained at (`extrapolation.ranking`), and what that context does to
+    each model (`extrapolation.changes`)."""
+    absent = list(ranked[ranked.bits.isna()].label)
+    found = [] if ranked.bits.isna().all() else _winner(ranked, length, trained_at)
+    known = changes[changes.p_holm.notna()]
+    ways = {
+        "Use the longer context": known[known.differs & (known.percent < 0)],
+        "Not found to gain or lose by it": known[~known.differs],
+        "Worse with it": known[known.differs & (known.percent > 0)],
+    }
+    for way, rows in ways.items():
+        if len(rows):
+            said = "; ".join(f"{row.label} {_percent(row)}" for row in rows.sort_values("percent").itertuples())
+            found.append(f"**{way}**: {said}.")
+    if known.empty:
+        found.append("There is no interval for what the longer context does, so nothing can be concluded about it.")
+    if absent:
+        found.append(f"No positions beyond {trained_at:,} tokens: {_and(absent)}.")
+    found.append(
+        "Percentages are differences in perplexity of the last tokens of each window with 95 % intervals, paired by seed and "
+        f"document: first between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. "
+        "They count as found where p < 0.05 after Holm's correction."
+    )
+    return "\n\n".join(found)
+
+
+def _winner(ranked: pd.DataFrame, length: int, trained_at: int) -> list[str]:
+    best, others = ranked.iloc[0], ranked[ranked.p_holm.notna()]
+    interval = Estimate(best.bits, best.bits_low, best.bits_high)
+    known = f"95 % interval {_range(interval, digits=3)} over documents" if _known(interval) else "no interval"
+    said = f"{best.label} predicts best at {length:,} tokens of context: {best.bits:.3f} bits per byte"
+    measured = f"{known}, trained at {trained_at:,}, {best.seeds} seed{'s' if best.seeds > 1 else ''}"
+    alike = others[~others.differs]
+    if others.empty:
+        return [f"{said} ({measured}); there is no interval for any difference, so nothing can be concluded."]
+    found = [f"**{said}** ({measured})."]
+    if len(alike):
+        found.append(
+            "**No difference found** from it: " + "; ".join(f"{r.label} {_percent(r)}" for r in alike.itertuples()) + "."
+        )
+    if len(worse := others[others.differs]):
+        nearest = worse.iloc[0]
+        found.append(f"{len(worse)} of {len(others)} others are worse, the nearest {nearest.label} {_percent(nearest)}.")
+    return found
+
+
 def learning_curve(record: Record) -> str:
     """The learning curve as the note prints it."""
     return "\n".join([record.label, *map(epoch, record.history), ending(record.history, record.config["epochs"])])

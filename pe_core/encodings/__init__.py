@@ -111,6 +111,12 @@ class Encoding(nn.Module):
         """A short name for tables and figures, with the options that matter."""
         return cls.title
 
+    @classmethod
+    def stretched(cls, options: Any, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+        """What may stand in for this encoding, without more training, in contexts of `length` tokens, more than the `trained`
+        ones: name and options of encodings with the same parameters, by a remark for labels."""
+        return {}
+
 
 class _Encodings(Mapping[str, type[Encoding]]):
     """Name -> class, for every file in this package's folders. Read afresh at each use, so a new file is seen."""
@@ -206,3 +212,8 @@ def frame(preset: str = "nano", seq_len: int = 128) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values(["family", "year", "name"], ignore_index=True)
+
+
+def stretched(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What may stand in for encoding `name` with these options at a longer context: see `Encoding.stretched`."""
+    return _class(name).stretched(options(name, values), trained, length)

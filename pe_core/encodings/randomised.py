@@ -1,4 +1,4 @@
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -104,6 +104,12 @@ class Randomised(Encoding):
     def label(cls, options: Options) -> str:
         length = "" if options.max_length is None else f", to {options.max_length}"
         return f"{cls.title} {options.kind}{length}"
+
+    @classmethod
+    def stretched(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+        if length > (options.max_length or 16 * trained):
+            return {}
+        return {"spread": ("randomised", {**options.model_dump(), "eval_length": length})}
 
 
 def _mix(number: Tensor) -> Tensor:
