@@ -23,6 +23,7 @@ FAMILY_COLOURS = {
     "hybrid": "#E69F00",
 }
 _DASHES = ("-", "--", ":", "-.")
+_MARKS = "osD^vPX*"
 
 
 def style() -> None:
@@ -227,6 +228,79 @@ def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str =
         if ax.lines:
             ax.legend(fontsize=8)
     figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def probes(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """How well position can be read off, by layer (`diagnostics.probes`), with 95 % bands over documents."""
+    figure, ax = plt.subplots()
+    for label, rows in table.groupby("label", sort=False):
+        ax.plot(rows.layer, rows.r2, marker=".", label=label, **looks[label])
+        ax.fill_between(rows.layer, rows.low, rows.high, color=looks[label]["color"], alpha=0.15, lw=0)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(
+        title="R² of position, linear probe",
+        xlabel="after layer (0: embeddings)",
+        ylabel="",
+        ylim=(min(-0.05, table.low.min()), 1.02),
+    )
+    ax.legend()
+    return figure
+
+
+def order(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """Rise of the loss where earlier tokens are shuffled, and where they are removed (`diagnostics.order`)."""
+    kept, labels = sorted(table.kept.unique()), list(dict.fromkeys(table.label))
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(7.2, 3.8))
+    for ax, change in zip(axes, ("shuffled", "removed"), strict=True):
+        for nth, label in enumerate(labels):
+            rows = table[(table.change == change) & (table.label == label)]
+            at = [kept.index(n) + 0.6 * ((nth + 0.5) / len(labels) - 0.5) for n in rows.kept]
+            ax.vlines(at, rows.low, rows.high, color=looks[label]["color"], lw=2)
+            ax.plot(at, rows.rise, _MARKS[nth % len(_MARKS)], ms=5, color=looks[label]["color"], label=label)
+        ax.axhline(0, color="0.4", lw=1)
+        ax.set_xticks(range(len(kept)), [f"{n}" for n in kept])
+        ax.set(title=f"Loss when {change}, nats more", xlabel="nearest tokens left in place", ylabel="")
+        ax.grid(axis="x", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(labels)))
+    return figure
+
+
+def heads(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str, float]) -> Figure:
+    """Every head of every model and seed (`diagnostics.heads`), by layer; dashed: attention spread evenly."""
+    titles = {"distance": "Mean distance, tokens", "entropy": "Entropy, nats", "first": "Share on first token"}
+    labels = list(dict.fromkeys(table.label))
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.8))
+    for ax, (name, title) in zip(axes, titles.items(), strict=True):
+        for nth, label in enumerate(labels):
+            rows = table[table.label == label]
+            at = rows.layer + 0.7 * ((nth + 0.5) / len(labels) - 0.5)
+            ax.plot(at, rows[name], _MARKS[nth % len(_MARKS)], ms=4, alpha=0.7, color=looks[label]["color"], label=label)
+        ax.axhline(even[name], color="0.4", lw=1, ls="--")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(title=title, xlabel="layer", ylabel="")
+        ax.grid(axis="x", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(labels)))
+    return figure
+
+
+def profiles(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """Share of attention by distance (`diagnostics.profiles`), both axes logarithmic; the token itself stands at 1."""
+    figure, ax = plt.subplots()
+    for label, rows in table[table.share > 0].groupby("label", sort=False):
+        ax.plot(rows.distance + 1, rows.share, label=label, **looks[label])
+    ax.set(title="Attention by distance", xlabel="distance + 1, tokens", ylabel="share", xscale="log", yscale="log")
+    ax.legend()
+    return figure
+
+
+def norms(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """Length of the residual stream before the last norm, by position (`diagnostics.norms`)."""
+    figure, ax = plt.subplots()
+    for label, rows in table[table.layer == table.layer.max()].groupby("label", sort=False):
+        ax.plot(rows.position + 1, rows.norm, label=label, **looks[label])
+    ax.set(title="Length of hidden states", xlabel="position", ylabel="", xscale="log", ylim=(0, None))
+    ax.legend()
     return figure
 
 

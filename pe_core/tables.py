@@ -250,6 +250,47 @@ def last_tokens(ranked: pd.DataFrame, changes: pd.DataFrame) -> Styler:
     return _style(shown)
 
 
+def probes(table: pd.DataFrame) -> Styler:
+    """`diagnostics.probes`: one row a model, one column a layer."""
+    shown: dict[str, dict[str, str]] = {}
+    for row in table.itertuples():
+        name = f"after layer {row.layer}" if row.layer else "embeddings"
+        shown.setdefault(row.label, {})[name] = interval([row.r2, row.low, row.high], 2)
+    return _style(pd.DataFrame(shown).T)
+
+
+def order(table: pd.DataFrame) -> Styler:
+    """`diagnostics.order`: one row for each model and number of tokens left in place."""
+    shown: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in table.itertuples():
+        cells = shown.setdefault((row.label, row.kept), {"model": row.label, "nearest left in place": row.kept})
+        cells[f"{row.change}, nats more"] = interval([row.rise, row.low, row.high], 3)
+        cells[f"p (Holm), {row.change}"] = _p(row.p_holm)
+    return _style(pd.DataFrame(list(shown.values()))).hide()
+
+
+def inside(table: pd.DataFrame) -> Styler:
+    """`diagnostics.summary`: attention of each model, and of attention spread evenly."""
+    columns = {"mean distance, tokens": ("distance", 1), "entropy, nats": ("entropy", 2), "share on first token": ("first", 3),
+               "first token's length over others'": ("norm", 2)}  # fmt: skip
+    shown = {
+        title: [
+            interval([getattr(r, name), getattr(r, f"{name}_low"), getattr(r, f"{name}_high")], n) for r in table.itertuples()
+        ]
+        for title, (name, n) in columns.items()
+    }
+    return _style(pd.DataFrame(shown, index=list(table.label)))
+
+
+def values(table: pd.DataFrame) -> Styler:
+    """`diagnostics.values`: one row for each model, queries and keys apart, one column for each band of wavelengths."""
+    shown: dict[str, dict[str, str]] = {}
+    for row in table.itertuples():
+        cells = shown.setdefault(f"{row.label}, {row.of}", {})
+        cells[row.band] = f"{interval([row.ratio, row.low, row.high])} of {row.dims}"
+    return _style(pd.DataFrame(shown).T.fillna("–"))
+
+
 def curse(table: pd.DataFrame) -> Styler:
     """`curse.frame`: one row a model, direction and way the facts were stated."""
     rows = list(table.itertuples())

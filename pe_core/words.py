@@ -186,6 +186,44 @@ def _winner(ranked: pd.DataFrame, length: int, trained_at: int) -> list[str]:
     return found
 
 
+def knows_position(table: pd.DataFrame) -> str:
+    """Where position can be read off (`diagnostics.probes`), one sentence for each model."""
+    said = []
+    for label, rows in table.groupby("label", sort=False):
+        start, best = rows.iloc[0], rows.loc[rows.r2.idxmax()]
+        first, most = (Estimate(row.r2, row.low, row.high) for row in (start, best))
+        if not (_known(first) and _known(most)):
+            said.append(f"{label}: R² is {start.r2:.2f} in the embeddings; there is no interval, so nothing can be concluded.")
+            continue
+        told = f"R² {start.r2:.2f} in the embeddings ({_range(first, digits=2)})"
+        if most.low <= max(0.0, first.high):
+            verdict = "no layer is found that knows more of it than the embeddings"
+            said.append(f"{label}: {verdict}; {told}, at most {best.r2:.2f} ({_range(most, digits=2)}).")
+        else:
+            verdict = "was told position and keeps it" if first.low > 0 else "**works out positions that its embeddings lack**"
+            said.append(f"{label} {verdict}: {told}, {best.r2:.2f} after layer {best.layer} ({_range(most, digits=2)}).")
+    return "\n\n".join([*said, "R² of a linear probe on documents it was not fitted on, with 95 % intervals over documents."])
+
+
+def uses_order(table: pd.DataFrame) -> str:
+    """What the order of earlier tokens is worth (`diagnostics.order`), one sentence for each model."""
+    said = []
+    for label, rows in table.groupby("label", sort=False):
+        parts = []
+        for row in rows[rows.change == "shuffled"].itertuples():
+            rise = Estimate(row.rise, row.low, row.high)
+            before = f"all but the nearest {row.kept} tokens" if row.kept else "all earlier tokens"
+            if not _known(rise) or math.isnan(row.p_holm):
+                parts.append(f"shuffling {before} changes the loss by {row.rise:+.3f} nats, without an interval")
+            elif row.differs:
+                way = "raises" if row.rise > 0 else "lowers"
+                parts.append(f"shuffling {before} **{way} the loss by {abs(row.rise):.3f} nats** ({_range(rise, digits=3)})")
+            else:
+                parts.append(f"no difference found from shuffling {before}, {row.rise:+.3f} nats ({_range(rise, digits=3)})")
+        said.append(f"{label}: {'; '.join(parts)}.")
+    return "\n\n".join([*said, "95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction."])
+
+
 def learning_curve(record: Record) -> str:
     """The learning curve as the note prints it."""
     return "\n".join([record.label, *map(epoch, record.history), ending(record.history, record.config["epochs"])])

@@ -106,6 +106,10 @@ class Encoding(nn.Module):
         """Initial value of this encoding's own parameter `name`, in place; the default is N(0, 0.02)."""
         parameter.normal_(0, 0.02, generator=generator)
 
+    def wavelengths(self) -> Tensor:
+        """Tokens after which each dimension of queries and keys has turned once, (K,); infinite where none does."""
+        return torch.full((self.shape.head_dim,), torch.inf)
+
     @classmethod
     def label(cls, options: Any) -> str:
         """A short name for tables and figures, with the options that matter."""

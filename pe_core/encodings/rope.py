@@ -56,6 +56,12 @@ class RoPE(Encoding):
         angle_B1TR = (positions_BT[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)
         return angle_B1TR.cos(), angle_B1TR.sin()
 
+    def wavelengths(self) -> Tensor:
+        found = super().wavelengths()
+        if self.rotary_dim:
+            found[: self.rotary_dim] = (2 * torch.pi / self.frequencies(found.device)).repeat(2)
+        return found
+
     def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotary_dim == 0:
             return q_BHTK, k_BHTK
