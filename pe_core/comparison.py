@@ -112,7 +112,7 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
     rows = []
     for label, group in found.items():
         perplexity = stats.over_seeds([record.metrics["perplexity"]["value"] for record in group])
-        bits = stats.over_seeds([record.metrics["bits_per_byte"]["value"] for record in group])
+        bits = stats.over_seeds([record.metrics["bits_per_byte"]["value"] or math.nan for record in group])
         against = difference(group, found[baseline]) if label != baseline else Paired(Estimate(*[math.nan] * 3), math.nan)
         rates = [record.runtime["tokens_per_second"] or math.nan for record in group]
         rows.append(

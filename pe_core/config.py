@@ -84,7 +84,8 @@ class Experiment(Strict):
 
     Attributes:
         encoding: name of a file in `pe_core/encodings`; `options` are that encoding's own settings.
-        corpus: `aws-docs`, `python-stdlib`, a path or glob of text/JSONL/parquet files, or a hub data set.
+        corpus: `aws-docs`, `python-stdlib`, a path or glob of text/JSONL/parquet files, or a hub data set; or `task:copy` and
+            other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
         samples: number of windows; nine tenths come from training documents, one tenth from held-out ones.
         seq_len: context length in tokens; each window predicts `seq_len` tokens.
         lr: peak learning rate; `None` takes the preset's.
@@ -186,6 +187,11 @@ class Experiment(Strict):
             before = self.start.partition("-")[0]
             name += f" after {encodings.ENCODINGS[before].title if before in encodings.ENCODINGS else before}"
         return name if self.attention == "mha" else f"MLA {self.kv_dim or ''}".rstrip() + f" + {name}"
+
+    @property
+    def task(self) -> str | None:
+        """The name of the task that is trained on in place of text; `None` for text."""
+        return self.corpus.removeprefix("task:") if self.corpus.startswith("task:") else None
 
     @property
     def heldout_windows(self) -> int:

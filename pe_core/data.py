@@ -34,7 +34,8 @@ _HELD_OUT_SHARE = 0.1
 # one that would is cut.
 _LARGEST_HELD_OUT_SHARE = 0.1
 
-Tokens = NDArray[np.uint16] | NDArray[np.uint32]
+# Signed tokens may be negative: ~id, that is -1 - id, is a token that is read and not predicted. In text all are predicted.
+Tokens = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Data:
     """What a run trains and is measured on.
 
     Attributes:
-        train: (N, T + 1) tokens; columns 0…T-1 are inputs, 1…T their targets.
+        train: (N, T + 1) tokens; columns 0…T-1 are inputs, 1…T their targets, but for negative ones (see `Tokens`).
         heldout: (M, T + 1) tokens.
         heldout_documents: (M, T) which held-out document each target belongs to.
         token_bytes: (V,) UTF-8 bytes each token stands for; the end-of-text token stands for none.
@@ -58,6 +59,11 @@ class Data:
     tokenizer: Any
     fingerprint: str
     about: dict[str, Any]
+
+    @property
+    def scored(self) -> NDArray[np.bool_] | None:
+        """(M, T) which held-out targets are predicted; `None` is all."""
+        return self.heldout[:, 1:] >= 0 if self.heldout.dtype.kind == "i" else None
 
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[Tokens]:
         """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone.
@@ -91,6 +97,10 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
         CorpusError: the corpus cannot be read, has too few documents to split, or holds fewer windows than
             `samples` asks for (the message says how many it holds).
     """
+    if experiment.task:
+        from pe_core import tasks
+
+        return tasks.prepare(experiment)
     corpus = corpora.load(experiment.corpus)
     streams = _streams(corpus, experiment, cache or paths.cache())
     T = experiment.seq_len
@@ -126,6 +136,11 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
     }
     vocab = PRESETS[experiment.preset].vocab
     return Data(train, heldout, documents, token_bytes(tokenizer, vocab), tokenizer, fingerprint, about)
+
+
+def token_ids(windows: Tokens) -> NDArray[np.integer]:
+    """Ids of all tokens, those that are not predicted among them."""
+    return np.where(windows < 0, ~windows, windows) if windows.dtype.kind == "i" else windows
 
 
 def _fingerprint(train: Tokens, heldout: Tokens, documents: NDArray[np.int32], tokenizer: Any) -> str:

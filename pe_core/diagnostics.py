@@ -75,7 +75,8 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
     """Look inside one model. Computed once, then read from the run's folder.
 
     Raises:
-        RecordError: the run's weights are not there (records in the book have none), or an earlier result cannot be read.
+        RecordError: the run's weights are not there (records in the book have none), it was trained on a task, most of whose
+            windows are questions and padding, or an earlier result cannot be read.
     """
     file = record.folder / f"diagnosis-{_VERSION}-{windows}.npz"
     if file.exists():
@@ -86,6 +87,8 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
             raise RecordError(f"run {record.run}: '{file.name}' cannot be read ({error}); delete it to measure again") from None
     if not (record.folder / records.MODEL).exists():
         raise RecordError(f"run {record.run}: its weights are not in '{record.folder}'; train it again to look inside")
+    if record.experiment.task:
+        raise RecordError(f"run {record.run}: trained on '{record.experiment.corpus}'; a model of text is needed")
     held = data.prepare(record.experiment, record.folder.parent / ".cache")
     with _quiet():
         model = record.model().float().to(hardware.device("auto"))

@@ -125,15 +125,18 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
 
     measuring = time.perf_counter()
     losses_MT = compute.evaluate(prepared.heldout)
-    if experiment.device == "cpu" and metrics.mean_loss(losses_MT) != state.best_loss:
+    loss = metrics.mean_loss(losses_MT, prepared.scored)
+    if experiment.device == "cpu" and loss != state.best_loss:
         # The note's first mistake was metrics from other weights than those reported. Here that is an error.
         raise TrainingError(
-            f"run {folder.name}: the restored weights give a held-out loss of {metrics.mean_loss(losses_MT):.9f}, "
+            f"run {folder.name}: the restored weights give a held-out loss of {loss:.9f}, "
             f"epoch {state.best_epoch} had {state.best_loss:.9f}; was the code edited meanwhile? A fresh run starts again"
         )
-    heldout = HeldOut.of(losses_MT, prepared.heldout_documents, prepared.token_bytes[prepared.heldout[:, 1:]])
+    sizes = prepared.token_bytes[data.token_ids(prepared.heldout[:, 1:])]
+    heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.scored)
     measured = metrics.summarise(heldout)
-    measured["reversal"] = reversal.note_numbers(model, prepared.tokenizer, experiment.seq_len)
+    if not experiment.task:  # no sentence can be written in a task's tokens
+        measured["reversal"] = reversal.note_numbers(model, prepared.tokenizer, experiment.seq_len)
 
     with _quiet():
         model.save_pretrained(folder / records.MODEL)

@@ -85,7 +85,9 @@ def _file(kind: str, record: Record, length: int, longest: int, windows: int, en
 
 
 def text(record: Record, longest: int, windows: int) -> data.Data:
-    """The held-out windows that are cut."""
+    """The held-out windows that are cut. Raises ConfigError for a run on a task, which has its own (see `tasks.evaluate`)."""
+    if record.experiment.task:
+        raise ConfigError(f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see tasks.evaluate")
     wanted = record.experiment.model_copy(update={"seq_len": longest, "samples": 10 * windows})
     return data.prepare(wanted, record.folder.parent / ".cache")
 

@@ -35,14 +35,25 @@ class HeldOut(NamedTuple):
     bytes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, losses_MT: NDArray[np.floating], documents_MT: NDArray[np.integer], bytes_MT: NDArray[np.integer]) -> HeldOut:
-        """Add up per-token arrays; documents that no window touches are left out."""
+    def of(
+        cls,
+        losses_MT: NDArray[np.floating],
+        documents_MT: NDArray[np.integer],
+        bytes_MT: NDArray[np.integer],
+        scored_MT: NDArray[np.bool_] | None = None,
+    ) -> HeldOut:
+        """Add up per-token arrays; documents that no window touches are left out.
+
+        Args:
+            scored_MT: the tokens that count; `None` is all.
+        """
         M, T = losses_MT.shape
         names, document = np.unique(documents_MT, return_inverse=True)
         cell = (document.reshape(M, T) * T + np.arange(T)).ravel()
-        size, shape = len(names) * T, (len(names), T)
-        losses = np.bincount(cell, losses_MT.ravel().astype(np.float64), minlength=size).reshape(shape)
-        sizes = np.bincount(cell, bytes_MT.ravel().astype(np.float64), minlength=size).reshape(shape)
+        chosen = slice(None) if scored_MT is None else scored_MT.ravel()
+        cell, size, shape = cell[chosen], len(names) * T, (len(names), T)
+        losses = np.bincount(cell, losses_MT.ravel()[chosen].astype(np.float64), minlength=size).reshape(shape)
+        sizes = np.bincount(cell, bytes_MT.ravel()[chosen].astype(np.float64), minlength=size).reshape(shape)
         tokens = np.bincount(cell, minlength=size).reshape(shape)
         return cls(losses.astype(np.float64), tokens.astype(np.int64), sizes.round().astype(np.int64))
 
@@ -65,9 +76,9 @@ class HeldOut(NamedTuple):
             return cls(**arrays)
 
 
-def mean_loss(losses_MT: NDArray[np.floating]) -> float:
-    """Mean of per-token losses, summed in fp64."""
-    return float(losses_MT.mean(dtype=np.float64))
+def mean_loss(losses_MT: NDArray[np.floating], scored_MT: NDArray[np.bool_] | None = None) -> float:
+    """Mean of per-token losses, of all or of those that count, summed in fp64."""
+    return float((losses_MT if scored_MT is None else losses_MT[scored_MT]).mean(dtype=np.float64))
 
 
 def perplexity(heldout: HeldOut) -> Estimate:
@@ -76,13 +87,18 @@ def perplexity(heldout: HeldOut) -> Estimate:
 
 
 def bits_per_byte(heldout: HeldOut) -> Estimate:
-    """Σ loss / (ln 2 · Σ UTF-8 bytes of the predicted tokens): comparable between tokenizers."""
+    """Σ loss / (ln 2 · Σ UTF-8 bytes of the predicted tokens): comparable between tokenizers. NaN where the tokens stand for
+    no text, as those of a task do."""
+    if not heldout.bytes.any():
+        return Estimate(math.nan, math.nan, math.nan)
     return bootstrap(lambda sums: sums[0] / (math.log(2) * sums[1]), heldout.losses.sum(1), heldout.bytes.sum(1))
 
 
 def by_position(heldout: HeldOut) -> NDArray[np.float64]:
-    """Mean loss at each position of the window, (T,). Weighted by tokens it averages to the overall mean loss."""
-    return np.asarray(heldout.losses.sum(axis=0) / heldout.tokens.sum(axis=0))
+    """Mean loss at each position of the window, (T,), NaN where no token counts. Weighted by tokens it averages to the overall
+    mean loss."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(heldout.losses.sum(axis=0) / heldout.tokens.sum(axis=0))
 
 
 def bins(T: int) -> list[tuple[int, int]]:
@@ -94,11 +110,11 @@ def bins(T: int) -> list[tuple[int, int]]:
 
 
 def position_table(heldout: HeldOut) -> list[dict[str, Any]]:
-    """Perplexity in each position range with its interval and number of tokens.
+    """Perplexity in each position range that has tokens, with its interval and their number.
 
     The token-weighted average of `loss` is the overall mean loss (the note's own table fails this check).
     """
-    return [_range(heldout, start, end) for start, end in bins(heldout.tokens.shape[1])]
+    return _ranges(heldout, bins(heldout.tokens.shape[1]))
 
 
 def position_curve(heldout: HeldOut, points: int = 24) -> pd.DataFrame:
@@ -108,7 +124,11 @@ def position_curve(heldout: HeldOut, points: int = 24) -> pd.DataFrame:
     """
     T = heldout.tokens.shape[1]
     edges = np.unique(np.geomspace(1, T + 1, min(points, T) + 1).round().astype(int)) - 1
-    return pd.DataFrame([_range(heldout, start, end) for start, end in pairwise(edges.tolist())])
+    return pd.DataFrame(_ranges(heldout, list(pairwise(edges.tolist()))))
+
+
+def _ranges(heldout: HeldOut, ends: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    return [_range(heldout, start, end) for start, end in ends if heldout.tokens[:, start:end].any()]
 
 
 def _range(heldout: HeldOut, start: int, end: int) -> dict[str, Any]:

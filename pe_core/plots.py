@@ -304,10 +304,45 @@ def norms(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """So many panels, two in a row, with the same vertical axis."""
-    rows = math.ceil(count / 2)
-    figure, axes = plt.subplots(rows, min(count, 2), sharey=True, squeeze=False, figsize=(7.2, 0.4 + 3.1 * rows))
+def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """Share of answers right by length (`tasks.frame`), with 95 % bands over seeds, one panel for each task; dotted: chance, a
+    line at the length trained at."""
+    names = list(dict.fromkeys(table.task))
+    figure, axes = _panels(len(names), 3, 2.3)
+    for ax, name in zip(axes, names, strict=True):
+        part = table[table.task == name]
+        for label, rows in part[part.whole.notna()].groupby("label", sort=False):
+            ax.plot(rows.tokens, rows.whole, marker=".", label=label, **looks[label])
+            ax.fill_between(rows.tokens, rows.whole_low, rows.whole_high, color=looks[label]["color"], alpha=0.12, lw=0)
+        chance = part.drop_duplicates("tokens")
+        ax.plot(chance.tokens, chance.chance_whole, color="0.4", lw=1, ls=":")
+        ax.axvline(float((part.tokens / part.factor).mean()), color="0.6", lw=0.8, zorder=0)
+        ax.set(title=name, xlabel="", ylabel="", ylim=(-0.03, 1.03), xscale="log")
+        ax.set_xticks(sorted(part.tokens.unique()))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in looks}
+    figure.legend(handles.values(), list(handles), loc="outside upper right", ncols=min(5, max(1, len(handles))))
+    return figure
+
+
+def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+    """Share of answers right by where in the question they stand (`tasks.depths`, of one task), one panel for each length."""
+    lengths = sorted(table.tokens.unique())
+    figure, axes = _panels(len(lengths), 3, 2.5)
+    for ax, tokens in zip(axes, lengths, strict=True):
+        for label, rows in table[table.tokens == tokens].groupby("label", sort=False):
+            ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
+            ax.fill_between(rows.depth, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
+        ax.set(title=f"{tokens} tokens", xlabel="depth (0: first)", ylabel="", xlim=(0, 1), ylim=(-0.03, 1.03))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=5)
+    return figure
+
+
+def _panels(count: int, across: int = 2, height: float = 3.1) -> tuple[Figure, list[Axes]]:
+    """So many panels, two or more in a row, with the same vertical axis."""
+    rows = math.ceil(count / across)
+    figure, axes = plt.subplots(rows, min(count, across), sharey=True, squeeze=False, figsize=(7.2, 0.5 + height * rows))
     for ax in axes.flat[count:]:
         ax.remove()
     return figure, list(axes.flat[:count])

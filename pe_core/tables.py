@@ -291,6 +291,37 @@ def values(table: pd.DataFrame) -> Styler:
     return _style(pd.DataFrame(shown).T.fillna("–"))
 
 
+def tasks(table: pd.DataFrame, name: str = "whole") -> Styler:
+    """`tasks.frame`: one row for each task and model, one column for each length, and a row of chance for each task.
+
+    Args:
+        name: `whole` answers, or their `symbols`; in percent.
+    """
+    shown: dict[tuple[str, str], dict[str, str]] = {}
+    for task, part in table.groupby("task", sort=False):
+        for row in part.itertuples():
+            cells = shown.setdefault((task, row.label), {"task": task, "model": row.label})
+            value = [100 * getattr(row, name + end) for end in ("", "_low", "_high")]
+            cells[f"{row.factor:g} ×"] = interval(value, 0)
+        for row in part.drop_duplicates("factor").itertuples():
+            cells = shown.setdefault((task, "chance"), {"task": task, "model": "chance"})
+            cells[f"{row.factor:g} ×"] = f"{100 * getattr(row, f'chance_{name}'):.0f}"
+    return _style(pd.DataFrame(list(shown.values())).fillna("–")).hide()
+
+
+def claims(table: pd.DataFrame) -> Styler:
+    """`tasks.claims`: what the paper says, pair by pair, and what was found here."""
+    shown = pd.DataFrame(
+        {
+            "the paper": [f"{row.better} above {row.worse}" for row in table.itertuples()],
+            "difference here, points": [interval([100 * r.difference, 100 * r.low, 100 * r.high]) for r in table.itertuples()],
+            "p (Holm)": [_p(value) for value in table.p_holm],
+            "here": table.verdict,
+        }
+    )
+    return _style(shown).hide()
+
+
 def curse(table: pd.DataFrame) -> Styler:
     """`curse.frame`: one row a model, direction and way the facts were stated."""
     rows = list(table.itertuples())

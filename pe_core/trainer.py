@@ -30,6 +30,7 @@ from pe_core.records import CHECKPOINT
 # Within a long epoch a checkpoint is written about this often (seconds), so that a kill costs minutes, not hours.
 CHECKPOINT_EVERY = 300.0
 _ABSURD_LOSS = 100.0  # nats a token; guessing blindly costs 8 to 11
+_IGNORED = -100  # a target of cross-entropy that costs nothing
 EVALUATION_TOKENS = 4_096  # tokens per evaluation batch: enough to fill the cores, small enough for the logits
 
 
@@ -100,7 +101,7 @@ def train(model: LabForCausalLM, data: Data, experiment: Experiment, folder: Pat
         bar.close()
 
         began = time.perf_counter()
-        val_loss = mean_loss(compute.evaluate(data.heldout))
+        val_loss = mean_loss(compute.evaluate(data.heldout), data.scored)
         state.eval_seconds += time.perf_counter() - began
         if not val_loss < _ABSURD_LOSS:
             raise TrainingError(
@@ -163,6 +164,7 @@ class LossFunction:
     def __init__(self, model: LabForCausalLM, experiment: Experiment) -> None:
         self.model, self.device = model, torch.device(experiment.device)
         self.bf16 = experiment.precision == "bf16"
+        self.all_scored = experiment.task is None
         self.compiled = experiment.compile == "on"
         self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss)}
         if self.compiled:
@@ -172,12 +174,14 @@ class LossFunction:
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean loss in nats, for training."""
+        if not self.all_scored:
+            return self.each(inputs_BT, targets_BT).sum() / (targets_BT >= 0).sum()
         if self.model.in_chunks(targets_BT):
             return self._compute("chunked_loss", inputs_BT, targets_BT)
         return self.each(inputs_BT, targets_BT).mean()
 
     def each(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Losses (B, T) in fp32."""
+        """Losses (B, T) in fp32, 0 where a target is not predicted."""
         return self._compute("losses", inputs_BT, targets_BT)
 
     def _compute(self, name: str, *tensors: Tensor) -> Tensor:
@@ -215,7 +219,10 @@ class LossFunction:
 
 def _tensors(windows: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
     tokens = torch.from_numpy(windows.astype(np.int64)).to(device)
-    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if windows.dtype.kind == "i":  # negative: read, not predicted
+        inputs, targets = inputs.where(inputs >= 0, ~inputs), targets.where(targets >= 0, _IGNORED)
+    return inputs.contiguous(), targets.contiguous()
 
 
 def _copy(model: LabForCausalLM) -> dict[str, Tensor]:

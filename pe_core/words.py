@@ -224,6 +224,45 @@ def uses_order(table: pd.DataFrame) -> str:
     return "\n\n".join([*said, "95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction."])
 
 
+def tasks(ranked: pd.DataFrame, claims: pd.DataFrame, learned: list[str], asked: list[str]) -> str:
+    """Who answers right beyond the trained length (`tasks.ranking`), and whether the paper's order holds (`tasks.claims`)."""
+    if missed := [name for name in asked if name not in learned]:
+        left = f"Not learned by any model, even within the trained length, and left out: {_and(missed)}."
+    else:
+        left = "Every task was learned by some model."
+    if ranked.empty:
+        return f"{left} So nothing can be said about longer ones."
+    said = [
+        f"{row.label} {100 * row.score:.0f} %"
+        + ("" if math.isnan(row.low) else f" ({_range(Estimate(row.score, 100 * row.low, 100 * row.high), digits=0)})")
+        for row in ranked.itertuples()
+    ]
+    found = [
+        f"Answers right beyond the trained length, over {_and(learned)}: {'; '.join(said)}."
+        + (" 95 % intervals over seeds." if ranked.low.notna().any() else " One seed gives no interval.")
+    ]
+    known = claims[claims.p_holm.notna()]
+    if known.empty:
+        found.append("No pair of the paper's models has an interval here, so nothing can be concluded about its order.")
+    else:
+        holds, turned, unclear = (int((known.verdict == way).sum()) for way in ("holds", "reversed", "no difference found"))
+        if holds == len(known):
+            verdict = "**The paper's order holds**"
+        elif turned:
+            verdict = f"**The paper's order {'holds in part' if holds else 'does not hold'}**"
+        else:
+            verdict = (
+                "**Nothing contradicts the paper's order**"
+                if holds
+                else "**No difference found** for or against the paper's order"
+            )
+        found.append(
+            f"{verdict}: of {len(known)} pairs {holds} stand in it, {turned} in the opposite one, and for {unclear} no "
+            "difference is found (paired by seed and task, p < 0.05 after Holm's correction)."
+        )
+    return "\n\n".join([*found, left])
+
+
 def learning_curve(record: Record) -> str:
     """The learning curve as the note prints it."""
     return "\n".join([record.label, *map(epoch, record.history), ending(record.history, record.config["epochs"])])

@@ -160,7 +160,7 @@ def test_out_of_memory_does_not_throw_a_checkpoint_away(library, tmp_path, monke
 
 
 def test_divergence_is_an_error(library, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "mean_loss", lambda _: 800.0)
+    monkeypatch.setattr(trainer, "mean_loss", lambda *_: 800.0)
     with pytest.raises(TrainingError, match=r"^run rope-nano-\w+: diverged, held-out loss 800 after epoch 1; try a lower lr"):
         experiment.run(small(library), tmp_path)
 
