@@ -370,10 +370,13 @@ def heads(trained: Sequence[Record], found: Sequence[Diagnosis]) -> pd.DataFrame
 
 
 def profiles(trained: Sequence[Record], found: Sequence[Diagnosis]) -> pd.DataFrame:
-    """Share of attention by distance, the mean over seeds, heads and layers: label, family, distance, share."""
+    """Share of attention by distance, the mean over seeds, heads, layers, and queries that have a key so far away: label,
+    family, distance, share."""
     rows = []
     for record, group in _groups(trained, found):
-        share = np.mean([one.profile for one in group], axis=(0, 1, 2))
+        T = group[0].profile.shape[-1]
+        able = (T - np.maximum(np.arange(T), T // 2)) / (T - T // 2)
+        share = np.mean([one.profile for one in group], axis=(0, 1, 2)) / able
         about = {"label": record.label, "family": record.family}
         rows.append(pd.DataFrame({**about, "distance": np.arange(len(share)), "share": share}))
     return pd.concat(rows, ignore_index=True)

@@ -210,8 +210,8 @@ def sweep(
 
 
 def _distinct(waiting: dict[str, Experiment]) -> dict[str, str]:
-    """A label for each run: the model's, with its seed and then its id where that does not tell runs apart."""
-    labels = {name: experiment.label for name, experiment in waiting.items()}
+    """A label for each run: the model's and its task's, with its seed and then its id where that does not tell runs apart."""
+    labels = {name: e.label + (f", {e.task}" if e.task else "") for name, e in waiting.items()}
     for suffix in ({name: f", seed {e.seed}" for name, e in waiting.items()}, {name: f" ({name[-4:]})" for name in waiting}):
         count = Counter(labels.values())
         labels = {name: label if count[label] == 1 else label + suffix[name] for name, label in labels.items()}

@@ -88,12 +88,18 @@ def position_panels(
         families: of each label.
     """
     shown = list(dict.fromkeys(families[label] for label in curves))
-    figure, axes = _panels(len(shown))
+    figure, axes = _panels(len(shown), across=1, height=2.6)
     for ax, family in zip(axes, shown, strict=True):
         _position_curves(ax, {label: curve for label, curve in curves.items() if families[label] == family}, looks, ranges)
+        for nth, line in enumerate(line for line in ax.lines if line.get_label() in curves):
+            line.set(marker=_MARKS[nth % len(_MARKS)], markersize=4)
         ax.set(title=family)
-        ax.legend(fontsize=8)
+        _legend_beside(ax)
     return figure
+
+
+def _legend_beside(ax: Axes) -> None:
+    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
 
 
 def _position_curves(
@@ -106,9 +112,9 @@ def _position_curves(
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
-    ax.set_xticks(
-        [t for t in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if t <= max(c.end.max() for c in curves.values())]
-    )
+    end = max(curve.end.max() for curve in curves.values())
+    ticks = [2**n for n in range(24) if 2**n <= end]
+    ax.set_xticks(ticks if len(ticks) <= 10 else ticks[::2])
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
     _plain_log(ax)
@@ -210,10 +216,10 @@ def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str =
     """
     low, high = ("low", "high") if value == "perplexity" else (f"{value}_low", f"{value}_high")
     families, known = list(dict.fromkeys(table.family)), table[table[value].notna()]
-    figure, axes = _panels(len(families))
+    figure, axes = _panels(len(families), across=1, height=2.6)
     for ax, family in zip(axes, families, strict=True):
-        for label, rows in known[known.family == family].groupby("label", sort=False):
-            ax.plot(rows.length, rows[value], marker=".", label=label, **looks[label])
+        for nth, (label, rows) in enumerate(known[known.family == family].groupby("label", sort=False)):
+            ax.plot(rows.length, rows[value], marker=_MARKS[nth % len(_MARKS)], ms=5, label=label, **looks[label])
             ax.fill_between(rows.length, rows[low], rows[high], color=looks[label]["color"], alpha=0.12, lw=0)
         for length in table.trained_at.unique():
             ax.axvline(length, color="0.6", lw=0.8, zorder=0)
@@ -225,8 +231,8 @@ def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str =
         ax.xaxis.set_minor_formatter(NullFormatter())
         if value == "perplexity":
             _plain_log(ax)
-        if ax.lines:
-            ax.legend(fontsize=8)
+        if ax.get_legend_handles_labels()[1]:
+            _legend_beside(ax)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -318,11 +324,12 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.plot(chance.tokens, chance.chance_whole, color="0.4", lw=1, ls=":")
         ax.axvline(float((part.tokens / part.factor).mean()), color="0.6", lw=0.8, zorder=0)
         ax.set(title=name, xlabel="", ylabel="", ylim=(-0.03, 1.03), xscale="log")
-        ax.set_xticks(sorted(part.tokens.unique()))
+        ticks = sorted(part.tokens.unique())
+        ax.set_xticks([t for t, before in zip(ticks, [0, *ticks], strict=False) if t > 1.4 * before])
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
     handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in looks}
-    figure.legend(handles.values(), list(handles), loc="outside upper right", ncols=min(5, max(1, len(handles))))
+    figure.legend(handles.values(), list(handles), loc="outside upper right", ncols=min(4, max(1, len(handles))))
     return figure
 
 
@@ -335,7 +342,7 @@ def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
             ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
             ax.fill_between(rows.depth, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
         ax.set(title=f"{tokens} tokens", xlabel="depth (0: first)", ylabel="", xlim=(0, 1), ylim=(-0.03, 1.03))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
     return figure
 
 

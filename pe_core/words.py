@@ -193,15 +193,17 @@ def knows_position(table: pd.DataFrame) -> str:
         start, best = rows.iloc[0], rows.loc[rows.r2.idxmax()]
         first, most = (Estimate(row.r2, row.low, row.high) for row in (start, best))
         if not (_known(first) and _known(most)):
-            said.append(f"{label}: R² is {start.r2:.2f} in the embeddings; there is no interval, so nothing can be concluded.")
+            told = f"R² is {_number(start.r2, 2)} in the embeddings"
+            said.append(f"{label}: {told}; there is no interval, so nothing can be concluded.")
             continue
-        told = f"R² {start.r2:.2f} in the embeddings ({_range(first, digits=2)})"
+        told = f"R² {_number(start.r2, 2)} in the embeddings ({_range(first, digits=2)})"
+        reached = f"{_number(best.r2, 2)} after layer {best.layer} ({_range(most, digits=2)})"
         if most.low <= max(0.0, first.high):
-            verdict = "no layer is found that knows more of it than the embeddings"
-            said.append(f"{label}: {verdict}; {told}, at most {best.r2:.2f} ({_range(most, digits=2)}).")
+            reached = "and nowhere higher" if not best.layer else f"at most {reached}"
+            said.append(f"{label}: no layer is found that knows more of it than the embeddings; {told}, {reached}.")
         else:
             verdict = "was told position and keeps it" if first.low > 0 else "**works out positions that its embeddings lack**"
-            said.append(f"{label} {verdict}: {told}, {best.r2:.2f} after layer {best.layer} ({_range(most, digits=2)}).")
+            said.append(f"{label} {verdict}: {told}, {reached}.")
     return "\n\n".join([*said, "R² of a linear probe on documents it was not fitted on, with 95 % intervals over documents."])
 
 
@@ -214,12 +216,13 @@ def uses_order(table: pd.DataFrame) -> str:
             rise = Estimate(row.rise, row.low, row.high)
             before = f"all but the nearest {row.kept} tokens" if row.kept else "all earlier tokens"
             if not _known(rise) or math.isnan(row.p_holm):
-                parts.append(f"shuffling {before} changes the loss by {row.rise:+.3f} nats, without an interval")
+                parts.append(f"shuffling {before} changes the loss by {_number(row.rise, 3, '+')} nats, without an interval")
             elif row.differs:
                 way = "raises" if row.rise > 0 else "lowers"
                 parts.append(f"shuffling {before} **{way} the loss by {abs(row.rise):.3f} nats** ({_range(rise, digits=3)})")
             else:
-                parts.append(f"no difference found from shuffling {before}, {row.rise:+.3f} nats ({_range(rise, digits=3)})")
+                change = f"{_number(row.rise, 3, '+')} nats ({_range(rise, digits=3)})"
+                parts.append(f"no difference found from shuffling {before}, {change}")
         said.append(f"{label}: {'; '.join(parts)}.")
     return "\n\n".join([*said, "95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction."])
 
@@ -420,6 +423,10 @@ def _no_interval(record: Record) -> str:
 
 def _range(estimate: Estimate, unit: str = "", digits: int = 1) -> str:
     return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}{unit}".replace("-", "−")
+
+
+def _number(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def _more(value: float) -> str:

@@ -249,6 +249,16 @@ def test_frames_figures_and_tables(trained, found):
     assert "nan" not in words.knows_position(probes) + words.uses_order(order)
 
 
+def test_even_attention_has_an_even_profile(trained, found):
+    """At distances that every query of the second half has: the mean of one over the keys each sees."""
+    even = np.tril(np.ones((16, 16))) / np.arange(1, 17)[:, None]
+    profile = np.stack([np.bincount(t - np.arange(t + 1), even[t, : t + 1], minlength=16) for t in range(8, 16)]).mean(axis=0)
+    flat = found[2]._replace(profile=np.broadcast_to(profile, found[2].profile.shape))
+    table = diagnostics.profiles(trained[2:3], [flat])
+    np.testing.assert_allclose(table.share[:9], flat.uniform[2])
+    assert table.share[15] == pytest.approx(1 / 16)
+
+
 def test_the_answer_follows_the_intervals():
     def probed(label, *layers):
         return [{"label": label, "layer": i, "r2": r2, "low": low, "high": high} for i, (r2, low, high) in enumerate(layers)]
@@ -276,7 +286,7 @@ def test_the_answer_follows_the_intervals():
     assert "without an interval" in said[1]
 
 
-def test_two_processes_need_not_wait(trained, found, monkeypatch):
+def test_several_are_looked_into_at_once(trained, found, monkeypatch):
     asked = []
     monkeypatch.setattr(diagnostics.parallel, "each", lambda function, jobs, workers: asked.extend(jobs))
     again = diagnostics.diagnose_all(trained[:2], 20)

@@ -322,6 +322,9 @@ def test_what_reads_records_reads_these(trained):
     assert table.bits_per_byte.isna().all()
     shown = [tables.comparison(table, "NoPE"), tables.summary(of_one[:1]), tables.runs(trained)]
     assert not any(">nan" in table.to_html() for table in shown)
+    assert ">passkey<" in shown[-1].to_html(), "which task a run is of"
+    waiting = {record.run: record.experiment for record in trained}
+    assert list(experiment._distinct(waiting).values())[:2] == ["NoPE, last, seed 1", "NoPE, last, seed 2"]
     assert len(trained[0].position_curve())
 
 
@@ -477,6 +480,14 @@ def test_learned_is_nine_tenths_within_the_trained_length():
     ]
     table = pd.DataFrame(rows, columns=["label", "task", "factor", "whole"])
     assert tasks.learned(table) == ["copy", "last"]
+
+
+@pytest.mark.slow
+def test_a_task_compiles(tmp_path):
+    """The same losses as uncompiled, up to rounding, without falling back."""
+    records_of = [experiment.run(small(compile=compiled, precision="fp32", epochs=1), tmp_path) for compiled in ("on", "off")]
+    assert [record.runtime["compiled"] for record in records_of] == [True, False]
+    assert records_of[0].metrics["loss"] == pytest.approx(records_of[1].metrics["loss"], rel=1e-3)
 
 
 @pytest.mark.slow
