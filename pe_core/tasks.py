@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pe_core import data, hardware, parallel, progress, records, stats
+from pe_core import data, encodings, hardware, parallel, progress, records, stats
 from pe_core.config import PRESETS, Experiment
 from pe_core.corpus import DOCUMENT_END
 from pe_core.data import Data
@@ -378,8 +378,8 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     Returns:
         for each factor `factor`, `tokens` (length), `size`, `count`, `whole` (share of answers that are right), `symbols`
         (share of their symbols), `chance_whole`, `chance_symbols` (see `chance`), and `depths`: for tasks whose answer stands
-        at one place, rows of `start`, `end`, `count`, `whole`. Shares are null where the encoding has no such positions, and a
-        length for which the task has no instances is left out.
+        at one place, rows of `start`, `end`, `count`, `whole`. Shares are null where the encoding has no such positions (and
+        nothing that may stand in for it), and a length for which the task has no instances is left out.
 
     Raises:
         RecordError: the run was not trained on a task, or an earlier result cannot be read.
@@ -418,7 +418,7 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
         }
         cell |= {"chance_whole": guessing.whole, "chance_symbols": guessing.symbols, "depths": []}
         try:
-            right = answered(model, asked)
+            right = answered(_reading(record, model, tokens), asked)
         except ConfigError as error:
             progress.say(f"{record.label}, {name}, {tokens} tokens: {error}")
         else:
@@ -430,6 +430,28 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
     os.replace(temporary, file)
     return found
+
+
+def _reading(record: Record, model: Any, tokens: int) -> Any:
+    """The model as it is to read so many tokens: itself, or, where it has no such positions, with what may stand in for its
+    encoding (`Encoding.stretched`)."""
+    import torch
+
+    trained = record.config["seq_len"]
+    others = encodings.stretched(record.config["encoding"], record.config["options"], trained, max(tokens, trained))
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=False)
+    except ConfigError:
+        if not others:
+            raise
+        from pe_core.experiment import _quiet
+
+        name, options = next(iter(others.values()))
+        with _quiet():
+            stretched = type(model).from_pretrained(record.folder / records.MODEL, encoding=name, encoding_options=options)
+        return stretched.eval().float().to(model.device)
+    return model
 
 
 def answered(model: Any, asked: Sequence[Instance]) -> list[NDArray[np.bool_]]:

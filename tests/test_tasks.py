@@ -377,6 +377,27 @@ def test_right_is_what_greedy_decoding_writes(tiny, name):
         assert right.tolist() == [int(written[0, -1]) == ids[one.answer[0]]]
 
 
+def test_every_encoding_answers(encoding, tiny):
+    """Against the logits of the model's ordinary call."""
+    model = tiny(encoding, vocab_size=len(SYMBOLS))
+    some = tasks.some(TASKS["recall"], True, range(4, 5), 7)
+    ids = torch.from_numpy(data.token_ids(tasks.encode(some, 16)).astype(np.int64))
+    with torch.no_grad():
+        right = model(ids[:, :-1], use_cache=False).logits.argmax(dim=-1) == ids[:, 1:]
+    asked = torch.tensor([one.asked for one in some])
+    for row, which, flags in zip(right, asked, tasks.answered(model, some), strict=True):
+        assert row[which].tolist() == flags.tolist()
+
+
+def test_random_positions_are_spread_over_longer_questions(tmp_path):
+    """Where an encoding has no such positions, what may stand in for it is asked."""
+    record = experiment.run(small("last", encoding="randomised", epochs=1), tmp_path)
+    model = record.model()
+    assert tasks._reading(record, model, 16) is model
+    assert tasks._reading(record, model, 40).config.encoding_options["eval_length"] == 40
+    assert tasks.evaluate(record, (1, 2.5), 10)[1]["whole"] is not None
+
+
 def test_measured_by_length(trained, measured):
     for record, cells in zip(trained, measured, strict=True):
         assert [cell["factor"] for cell in cells] == [0.75, 1, 2], "no instance is as short as a tenth"
