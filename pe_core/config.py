@@ -83,12 +83,17 @@ class Experiment(Strict):
     rate, gradient norm clipped at 1, stop at the first epoch that does not improve).
 
     Attributes:
-        encoding: name of a file in `pe_core/encodings`; `options` are that encoding's own settings.
+        encoding: name of a file in `pe_core/encodings`.
+        options: that encoding's own settings, by name.
         corpus: `aws-docs`, `python-stdlib`, a path or glob of text/JSONL/parquet files, or a hub data set; or `task:copy` and
             other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
         samples: number of windows; nine tenths come from training documents, one tenth from held-out ones.
         seq_len: context length in tokens; each window predicts `seq_len` tokens.
+        epochs: at most so many passes over the training windows.
+        batch_size: windows a step.
         lr: peak learning rate; `None` takes the preset's.
+        weight_decay: AdamW's.
+        clip: the gradient norm above which gradients are scaled down to it.
         patience: epochs without improvement of the held-out loss before training stops.
         seed: initial weights and the order of batches. Documents are split the same way for every seed.
         attention: `mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`).
@@ -99,6 +104,10 @@ class Experiment(Strict):
         facts_rate: the share of training windows that hold facts; they are added, `samples` counts the others.
             `None` is a fifth, at which `nano` learns most fictional facts in four epochs of the default corpus.
         start: id of a finished run whose best weights training starts from, in place of new ones (see `drope`).
+        preset: the model's size, see `PRESETS`; `auto` is `nano` on a CPU and `pythia-70m` on a GPU.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the fastest there is.
+        precision: `fp32`, or `bf16` under autocast; `auto` is bf16 where the hardware multiplies it faster.
+        compile: `on` or `off`; `auto` is on where there is a C++ compiler.
 
     Raises:
         ConfigError: any value of the wrong type or range, or an unknown name.
