@@ -140,6 +140,8 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
 
     with _quiet():
         model.save_pretrained(folder / records.MODEL)
+    # `generate` goes on from the last token of each row, so a batch is padded on the left.
+    prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
     prepared.tokenizer.save_pretrained(folder / records.MODEL)
     heldout.save(folder / records.LOSSES)
     record = Record(

@@ -7,12 +7,22 @@ An ordinary `transformers` model: `save_pretrained`, `from_pretrained`, `generat
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, GPTNeoXForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pe_core import encodings
@@ -242,12 +252,17 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         return Positions(position_ids, key_BS, visible_BTS, padding_BT)
 
 
-def from_neox(model: GPTNeoXForCausalLM) -> LabForCausalLM:
-    """A Pythia checkpoint as one of our models: same weights, same logits.
+def from_neox(model: GPTNeoXForCausalLM | str | Path) -> LabForCausalLM:
+    """A Pythia checkpoint as one of our models, in fp32: same weights, same logits.
+
+    Args:
+        model: a model of `transformers`, the folder of a saved one, or its name on the hub.
 
     Raises:
-        ConfigError: for a checkpoint with a part that this decoder does not have.
+        ConfigError: for a checkpoint with a part that this decoder does not have, or that cannot be loaded whole.
     """
+    if not isinstance(model, GPTNeoXForCausalLM):
+        model = _load_neox(str(model))
     source = model.config
     rope = source.rope_parameters
     needed = {"use_parallel_residual": True, "hidden_act": "gelu", "attention_bias": True}
@@ -273,6 +288,19 @@ def from_neox(model: GPTNeoXForCausalLM) -> LabForCausalLM:
     converted.load_state_dict(weights)
     converted.eval()
     return converted
+
+
+def _load_neox(name: str) -> GPTNeoXForCausalLM:
+    try:
+        source = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if not isinstance(source, GPTNeoXConfig):  # its weights would be passed over, and random ones taken
+            raise ConfigError(f"checkpoint '{name}' is of the type '{source.model_type}', not 'gpt_neox'")
+        model, report = GPTNeoXForCausalLM.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"checkpoint '{name}' cannot be loaded ({str(error).splitlines()[0]})") from None
+    if report["missing_keys"]:
+        raise ConfigError(f"checkpoint '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}")
+    return model
 
 
 AutoModelForCausalLM.register(LabConfig, LabForCausalLM)
