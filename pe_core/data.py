@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from pe_core import corpus as corpora
@@ -200,6 +201,16 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / "tokens" / f"{_slug(corpus.name)}-{name}"
     streams = _load_streams(folder)
+    if streams is None and corpus.after:
+        journal = folder.with_name(f".{folder.name}.stream")
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(journal.with_suffix(".lock")):  # another process streams the same: its work is there when it ends
+            streams = _load_streams(folder)
+            if streams is None:
+                remembered = replace(corpus, documents=lambda: _remembered(corpus, journal))
+                streams = _build_streams(remembered, experiment, wanted, vocab)
+                _save_streams(streams, folder)
+                journal.unlink(missing_ok=True)
     if streams is None:
         streams = _build_streams(corpus, experiment, wanted, vocab)
         _save_streams(streams, folder)
@@ -371,6 +382,37 @@ def _take(corpus: Corpus, needed: tuple[int, int], tokenizer: Any | None, longes
     if not sides[0] or not sides[1]:
         raise _too_few(corpus.name, len(sides[0]) + len(sides[1]))
     return sides
+
+
+_JOURNAL_EVERY = 64  # documents
+
+
+def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
+    """The documents of a stream, those first that a pass which was cut off has written to the journal. Each of its lines
+    holds some documents and the place after them; a last line that was cut off is dropped."""
+    assert corpus.after is not None
+    place, size = None, 0
+    if journal.exists():
+        with journal.open("rb") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    break
+                yield from entry["documents"]
+                place, size = entry["place"], size + len(line)
+        os.truncate(journal, size)
+    if place:
+        progress.say(f"{corpus.name}: going on where an earlier pass was cut off.")
+    documents: list[str] = []
+    with journal.open("a", encoding="utf-8") as file:
+        for document, here in corpus.after(place):
+            documents.append(document)
+            yield document
+            if len(documents) == _JOURNAL_EVERY:
+                file.write(json.dumps({"documents": documents, "place": here()}) + "\n")
+                file.flush()
+                documents = []
 
 
 def _is_heldout(document: str) -> bool:

@@ -24,11 +24,16 @@ PILE = {"corpus": "pile", "samples": 40, "seq_len": 32, "preset": "nano"}
 # Prepares every experiment of its second argument, and prints one line of JSON for each. `[:, 1:]` are a window's
 # targets: the windows of a streamed corpus lie end to end, so that together they are its text, nothing twice.
 PREPARE = f"""{LOOPBACK_ONLY}
-import json, time
+import json, os, time
 from pathlib import Path
-from pe_core import data
+from pe_core import corpus, data
 from pe_core.config import Experiment
 from pe_core.errors import CorpusError
+
+corpus.RETRY_AFTER = (0.1, 0.1)
+if os.environ.get("KILLED_AFTER"):  # documents
+    side, left = data._is_heldout, iter(range(int(os.environ["KILLED_AFTER"])))
+    data._is_heldout = lambda document: os._exit(9) if next(left, None) is None else side(document)
 
 for settings in json.loads(sys.argv[2]):
     start = time.monotonic()
@@ -49,13 +54,13 @@ for settings in json.loads(sys.argv[2]):
 """
 
 
-def prepare(url, folder, *experiments, **variables):
+def prepare(url, folder, *experiments, ends_with=0, **variables):
     """What `data.prepare` gives for each experiment, run in `folder`, with all caches there and the hub at `url`."""
     command = [sys.executable, "-c", PREPARE, str(folder / "cache"), json.dumps(experiments)]
     environ = {**environment(url, folder / "hf"), **variables}
     # A client that asks whether to run a repository's code is told yes: it must not have asked.
     ran = subprocess.run(command, cwd=folder, env=environ, text=True, capture_output=True, input="yes\n", timeout=120)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == ends_with, ran.stderr
     return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
 
 
@@ -180,13 +185,73 @@ def test_text_never_becomes_a_special_token(tmp_path, make):
 def test_a_hub_that_stumbles_gives_the_same_data(hub, tmp_path):
     hub.faults = {
         "/tokenizer.json": ["cut", "cut"],  # HEAD has no body to cut
+        "/resolve/main/README.md": [429, 500, 503, "drop"],
         "/train": [429],
         "/train/00.jsonl.zst": [500, "drop", "cut"],
     }
     [found] = prepare(hub.url, tmp_path, PILE)
-    assert hub.faults == {"/tokenizer.json": [], "/train": [], "/train/00.jsonl.zst": []}
+    assert not any(hub.faults.values()), [one.path for one in hub.asked("/datasets")]
     train, _ = documents(found["texts"]["train"])
     assert train == [document for document in LONG if not _is_heldout(document)][: len(train)]
+
+
+FILES = {
+    "parquet": lambda texts: ("parquet", parquet(text=texts)),
+    "zst": lambda texts: ("jsonl.zst", jsonl_zst(texts)),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_stream_that_was_killed_goes_on_where_it_was(tmp_path, kind):
+    """With the very data of one that was not."""
+    parts = [FILES[kind](sentences(90, seed)) for seed in (11, 12, 13)]
+    files = {f"train-{i:05}-of-00003.{suffix}": content for i, (suffix, content) in enumerate(parts)}
+    settings = {**PILE, "corpus": "hf:lab/parts", "samples": 150}
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    with Hub({"lab/parts": files}) as hub:
+        [whole] = prepare(hub.url, tmp_path / "whole", settings)
+        assert prepare(hub.url, tmp_path / "cut", settings, ends_with=9, KILLED_AFTER="100") == []
+        [journal] = (tmp_path / "cut" / "cache" / "tokens").glob(".*.stream")
+        assert len(journal.read_bytes().splitlines()) == 1
+        with journal.open("ab") as file:
+            file.write(b'{"documents": ["half a li')
+        assert prepare(hub.url, tmp_path / "cut", settings, ends_with=9, KILLED_AFTER="140") == []
+        assert len(journal.read_bytes().splitlines()) == 2
+        [resumed] = prepare(hub.url, tmp_path / "cut", settings)
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert not journal.exists()
+
+
+def test_named_corpora_are_documents_not_lines(tmp_path):
+    """An article of WikiText is many rows there, and one document here."""
+    articles = [(f" = Article {i} = \n", [" \n", f" {text} \n", " = = A section = = \n", f" {text[::-1]} \n"])
+                for i, text in enumerate(sentences(300, 21))]  # fmt: skip
+    lines = [line for title, rest in articles for line in (title, *rest)]
+    texts = sentences(300, 22)
+    repositories = {
+        "Salesforce/wikitext": {
+            "README.md": b"---\nconfigs:\n- config_name: wikitext-103-raw-v1\n  data_files:\n  - split: train\n"
+            b"    path: wikitext-103-raw-v1/train-*\n---\n",
+            "wikitext-103-raw-v1/train-00000-of-00001.parquet": parquet(text=lines),
+        },
+        "roneneldan/TinyStories": {"data/train-00000-of-00001.parquet": parquet(text=texts)},
+        "HuggingFaceFW/fineweb-edu": {
+            "README.md": b"---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n"
+            b"    path: sample/10BT/*\n---\n",
+            "sample/10BT/000_00000.parquet": parquet(text=texts, score=[1.0] * 300),
+        },
+    }
+    names = ("wikitext-103", "tinystories", "fineweb-edu")
+    with Hub(repositories) as hub:
+        wiki, tiny, web = prepare(hub.url, tmp_path, *({**PILE, "corpus": name} for name in names))
+    assert "error" not in wiki, wiki["error"]
+    found = [document for side in wiki["texts"].values() for document in documents(side)[0]]
+    expected = {"".join((title, *rest)).strip() for title, rest in articles}
+    assert len(set(found) & expected) >= 3, "a held-out document may be cut short, a training document never is"
+    assert set(documents(wiki["texts"]["train"])[0]) <= expected
+    assert tiny["texts"] == web["texts"]
+    assert set(documents(tiny["texts"]["train"])[0]) <= set(texts)
 
 
 def test_a_data_set_without_a_tokenizer_gets_one_of_its_own(tmp_path):
@@ -238,12 +303,13 @@ def refusals(tmp_path_factory):
         "lab/fields": {"train.jsonl": b'{"body": "one", "title": "two"}\n'},
         "lab/script": {"script.py": code},
         "lab/cut": {"train.parquet": parquet(text=sentences(150, 8))[:-100]},
+        "lab/torn": {"train.jsonl.zst": jsonl_zst(sentences(4_000, 9))[:-100]},
         "lab/empty": {"README.md": b""},
     }
     tokenizers = {"lab/own": {**model_repository(TOKENIZER, **own_code), "own.py": code}}
     (folder / "lab" / "here").mkdir(parents=True)
     (folder / "lab" / "here" / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in LONG))
-    asked = [*(f"hf:lab/{name}" for name in ("missing", "fields", "script", "cut", "empty", "here")), "hf:json"]
+    asked = [*(f"hf:lab/{name}" for name in ("missing", "fields", "script", "cut", "torn", "empty", "here")), "hf:json"]
     experiments = [{**PILE, "corpus": corpus} for corpus in asked]
     experiments.append({**PILE, "corpus": "hf:lab/fields::body", "tokenizer": "lab/own"})
     with Hub(data, tokenizers) as hub:
@@ -259,6 +325,7 @@ def refusals(tmp_path_factory):
         ("hf:lab/fields", "no text field 'text' (fields: body, title)"),
         ("hf:lab/script", "scripts are no longer supported"),
         ("hf:lab/cut", "corrupted"),
+        ("hf:lab/torn", "JSON parse error"),
         ("hf:lab/empty", "doesn't contain any data files"),
         ("hf:lab/here", "./lab/here"),  # a folder in the working directory: the clients would take it for the hub's
         ("hf:json", "hf:owner/name"),  # one of the clients' own readers: it would read whatever files lie around
