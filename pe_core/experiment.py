@@ -106,7 +106,7 @@ def _take_weights(model: LabForCausalLM, experiment: Experiment, start: Record) 
 
 def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path, label: str, start: Record | None) -> None:
     # Here and not above: these take seconds to load, and a process that trains in others needs none of them.
-    from pe_core import reversal, trainer
+    from pe_core import reversal, tracking, trainer
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
 
@@ -121,7 +121,8 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
         f"{len(prepared.heldout):,} held-out windows of {experiment.seq_len} tokens from {experiment.corpus}"
         + (f"; {prepared.about['facts']['windows']:,} of the training windows hold facts." if experiment.facts else ".")
     )
-    state, compute = trainer.train(model, prepared, experiment, folder)
+    with tracking.started(folder, experiment.model_dump()) as log:
+        state, compute = trainer.train(model, prepared, experiment, folder, log)
 
     measuring = time.perf_counter()
     losses_MT = compute.evaluate(prepared.heldout)

@@ -26,6 +26,7 @@ from pe_core.errors import TrainingError
 from pe_core.metrics import mean_loss
 from pe_core.model import LabForCausalLM
 from pe_core.records import CHECKPOINT
+from pe_core.tracking import Log
 
 # Within a long epoch a checkpoint is written about this often (seconds), so that a kill costs minutes, not hours.
 CHECKPOINT_EVERY = 300.0
@@ -52,10 +53,13 @@ class Progress:
     finished: bool = False
 
 
-def train(model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path) -> tuple[Progress, LossFunction]:
+def train(
+    model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path, log: Log | None = None
+) -> tuple[Progress, LossFunction]:
     """Train until the held-out loss has not improved for `patience` epochs, and restore the best epoch's weights.
 
-    Resumes from the checkpoint in `folder` where there is one. Prints one line per epoch, as the results note does.
+    Resumes from the checkpoint in `folder` where there is one. Prints one line per epoch, as the results note does, and
+    gives its losses to `log`.
 
     Returns:
         how it went, and the (compiled) losses of the model, which now holds the best weights.
@@ -114,6 +118,8 @@ def train(model: LabForCausalLM, data: Data, experiment: Experiment, folder: Pat
         train_loss = state.loss_sum / steps
         state.history.append({"epoch": state.epoch, "train_loss": train_loss, "val_loss": val_loss, "improved": improved})
         progress.say(words.epoch(state.history[-1]))
+        if log:
+            log({"train_loss": train_loss, "val_loss": val_loss}, state.epoch)
         state.finished = state.epoch - state.best_epoch >= experiment.patience or state.epoch == experiment.epochs
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         _save(folder, model, optimizer, state, best)
