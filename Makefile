@@ -8,7 +8,7 @@ PAGES = $(addprefix book/experiments/,$(notdir $(NOTEBOOKS)))
 BOOK := book/_build/html/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help nope test test-slow check book experiments bench lab clean
+.PHONY: help nope test test-slow check book experiments bench gpu-check lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ lab: .venv/.ready  ## open the notebooks in JupyterLab
 
 bench: .venv/.ready  ## how fast is training, beside what else there is (BENCH=--short: two minutes)
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
+
+gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (two minutes)
+	$(BIN)/python -m pe_core.gpu_check
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf .venv book/_build *.egg-info
