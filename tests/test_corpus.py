@@ -93,3 +93,66 @@ def test_unknown_names_list_the_known_ones():
         corpus.load("aws-doc")
     with pytest.raises(CorpusError, match="hf:owner/name"):
         corpus.load("hf:")
+
+
+# --- streams, without a hub: tests/test_hub.py has the real clients ---------------------------------------------------
+
+ROWS = [row for i in range(6) for row in (f" = Title {i} = \n", *(f" line {i}.{j} \n" for j in range(3)), None, "")]
+
+
+class Rows:
+    """What `datasets` streams, as far as it is used here; it breaks off before the rows named, as often as they are named."""
+
+    def __init__(self, broken, error):
+        self.broken, self.error, self.at = broken, error, 0
+
+    def load_state_dict(self, state):
+        self.at = state["row"]
+
+    def state_dict(self):
+        return {"row": self.at}
+
+    def __iter__(self):
+        while self.at < len(ROWS):
+            if self.broken[:1] == [self.at]:
+                self.broken.pop(0)
+                raise self.error
+            self.at += 1
+            yield {"text": ROWS[self.at - 1]}
+
+
+def stream(monkeypatch, heading=None, broken=(), error=None):
+    import datasets
+
+    left, waited = list(broken), []
+    monkeypatch.setattr(corpus, "no_answer", lambda: None)
+    monkeypatch.setattr(corpus.time, "sleep", waited.append)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Rows(left, error))
+    return corpus.from_hub("name", "owner/name", heading=heading), waited
+
+
+@pytest.mark.parametrize("heading", [None, r"\s*= [^=]+ =\s*$"], ids=["rows", "articles"])
+def test_a_stream_goes_on_after_every_document_and_every_failure(monkeypatch, heading):
+    whole = list(stream(monkeypatch, heading)[0].documents())
+    if heading:
+        assert whole == [f"= Title {i} = \n line {i}.0 \n line {i}.1 \n line {i}.2" for i in range(6)]
+    else:
+        assert whole == [row for row in ROWS if row]
+    places = [place() for _, place in stream(monkeypatch, heading)[0].after(None)]
+    for i, place in enumerate(places):
+        rest = stream(monkeypatch, heading)[0].after(json.loads(json.dumps(place)))
+        assert [document for document, _ in rest] == whole[i + 1 :]
+    broken, waited = stream(monkeypatch, heading, [0, 8, 8, 20], ConnectionError("reset by peer"))
+    assert list(broken.documents()) == whole
+    assert waited == [1, 1, 4, 1], "longer after each failure in a row"
+
+
+def test_a_failure_that_does_not_pass_is_said_at_once(monkeypatch):
+    broken, waited = stream(monkeypatch, None, [3], ValueError("no such column"))
+    with pytest.raises(CorpusError, match="no such column"):
+        list(broken.documents())
+    assert waited == []
+    broken, waited = stream(monkeypatch, None, [3] * 9, ConnectionError("reset by peer"))
+    with pytest.raises(CorpusError, match="reset by peer"):
+        list(broken.documents())
+    assert waited == list(corpus.RETRY_AFTER)
