@@ -116,7 +116,7 @@ def runs(records: list[Record]) -> Styler:
         {
             "run": record.run,
             "model": record.label,
-            **({"task": record.experiment.task} if record.config["corpus"].startswith("task:") else {}),
+            **({"task": record.experiment.task} if record.experiment.task else {}),
             "seed": record.config["seed"],
             "perplexity": f"{record.metrics['perplexity']['value']:.2f}",
             "best epoch": f"{record.best_epoch} of {len(record.history)}",
