@@ -1,16 +1,25 @@
-"""Figures: a frame in, Axes out. One look, one colour per encoding family; nothing is measured here."""
+"""Figures: a frame in, Axes out. One look, one colour per encoding family; nothing is measured here.
+
+Figures are vectors on a transparent ground, drawn narrow enough to be read on a phone. The site's style sheet turns them
+for dark pages (light for dark, hues kept). Each carries a description of what it shows, made of its own data (`describe`).
+"""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 # Okabe & Ito's colours: told apart under every common form of colour blindness.
@@ -26,33 +35,84 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKS = "osD^vPX*"
 
 
+WIDTH = 5.2  # inches; at 350 pixels, a phone's column, labels are still 10 pixels high
+
+
 def style() -> None:
     """Set the figures' look; called once at the top of a notebook. Vector figures, fonts that read on a phone."""
     sns.set_theme(context="notebook", style="whitegrid", rc={"axes.spines.right": False, "axes.spines.top": False})
-    plt.rcParams.update({"figure.figsize": (6.4, 4.0), "figure.constrained_layout.use": True, "grid.alpha": 0.4})
+    plt.rcParams.update({"figure.figsize": (WIDTH, 3.6), "figure.constrained_layout.use": True, "grid.alpha": 0.4})
     plt.rcParams.update({"svg.hashsalt": "lab", "svg.fonttype": "path", "axes.titlelocation": "left", "legend.frameon": False})
+    plt.rcParams.update({"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"})
     try:
+        from IPython.core.getipython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure is the same bytes
+        set_matplotlib_formats("svg")
+        get_ipython().display_formatter.mimebundle_formatter.for_type(Figure, _shown)
     except (ImportError, AttributeError):
         pass  # outside IPython there is nothing to set
 
 
+def _shown(figure: Figure, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a notebook keeps of a figure: the drawing, and beside it the description (see `publish.clean`)."""
+    return {"image/svg+xml": svg(figure)}, {"image/svg+xml": {"alt": describe(figure)}}
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG: the same figure is the same bytes, and coordinates have no more digits than a screen shows."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    drawing = text.getvalue()[text.getvalue().index("<svg") :]
+    head, body = drawing.split("</metadata>", 1) if "</metadata>" in drawing else ("", drawing)
+    rounded = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
+    return f"{head}</metadata>{rounded}" if head else rounded
+
+
+def describe(figure: Figure) -> str:
+    """What the figure shows, in words, for those who cannot see it: what its maker said (`say`), else where each labelled
+    line of each panel begins and ends."""
+    said: str | None = getattr(figure, "said", None)
+    if said is not None:
+        return said
+    return " ".join(filter(None, map(_panel, figure.axes)))
+
+
+def say(figure: Figure, words: str) -> Figure:
+    """Give a figure its description."""
+    figure.said = words  # type: ignore[attr-defined]
+    return figure
+
+
+def _panel(ax: Axes) -> str:
+    lines = []
+    for line in ax.get_lines():
+        x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+        known = np.isfinite(y)
+        if not str(line.get_label()).startswith("_") and known.any():
+            (x0, *_, x1), (y0, *_, y1) = ([*values[known], values[known][-1]] for values in (x, y))
+            lines.append(f"{line.get_label()} from {y0:.4g} at {x0:.4g} to {y1:.4g} at {x1:.4g}")
+    title = ax.get_title(loc="left") or ax.get_title()
+    axis = f" by {ax.get_xlabel()}" if lines and ax.get_xlabel() else ""
+    return f"{title}{axis}{': ' if lines and title else ''}{'; '.join(lines)}." if title or lines else ""
+
+
 def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash."""
+    """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash, and by shade
+    where a family has more members than there are dashes."""
     chosen: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
     for label, family in frame[["label", "family"]].drop_duplicates().itertuples(index=False):
         nth = used.get(family, 0)
         used[family] = nth + 1
-        chosen[label] = {"color": _colour(family), "linestyle": _DASHES[nth % len(_DASHES)]}
+        shade = _mixed(_colour(family), "#888888", min(0.3 * (nth // len(_DASHES)), 0.9))
+        chosen[label] = {"color": shade, "linestyle": _DASHES[nth % len(_DASHES)]}
     return chosen
 
 
 def learning_curves(history: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
-    """Training and held-out perplexity by epoch, side by side; a ring marks the epoch whose weights are reported."""
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(7.2, 3.8))
+    """Training and held-out perplexity by epoch, one above the other; a ring marks the epoch whose weights are reported."""
+    figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(WIDTH, 6.0))
     for ax, side in zip(axes, ("training", "held-out"), strict=True):
         ends: list[tuple[float, str]] = []
         for label, of_label in history[history.side == side].groupby("label", sort=False):
@@ -64,18 +124,20 @@ def learning_curves(history: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
                 last.append(rows.perplexity.iloc[-1])
             ends.append((sum(last) / len(last), label))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(title=f"{side.capitalize()} perplexity", xlabel="epoch", ylabel="", yscale="log")
+        ax.set(title=f"{side.capitalize()} perplexity", xlabel="epoch" if side == "held-out" else "", ylabel="", yscale="log")
         _plain_log(ax)
-    _name_ends(axes[1], ends, looks)
-    return figure
+        _name(ax, ends, looks)
+    best = history[history.best & (history.side == "held-out")].groupby("label", sort=False)
+    said = [f"{name} {_span(rows.perplexity)} at epoch {_span(rows.epoch, 0)}" for name, rows in best]
+    return say(figure, f"Training and held-out perplexity by epoch. Lowest held-out perplexity: {'; '.join(said)}.")
 
 
 def position_curves(curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
     """Perplexity by position in the window (logarithmic), with 95 % bands over documents."""
-    figure, ax = plt.subplots()
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
     _position_curves(ax, curves, looks, ranges)
     ax.set(title="Perplexity by position")
-    ax.legend()
+    _name(ax, [(curve.perplexity.iloc[-1], label) for label, curve in curves.items()], looks)
     return figure
 
 
@@ -94,12 +156,12 @@ def position_panels(
         for nth, line in enumerate(line for line in ax.lines if line.get_label() in curves):
             line.set(marker=_MARKS[nth % len(_MARKS)], markersize=4)
         ax.set(title=family)
-        _legend_beside(ax)
+        _legend_below(ax)
     return figure
 
 
-def _legend_beside(ax: Axes) -> None:
-    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1.02), borderaxespad=0)
+def _legend_below(ax: Axes) -> None:
+    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.25), borderaxespad=0, ncols=2)
 
 
 def _position_curves(
@@ -123,7 +185,7 @@ def _position_curves(
 def forest(table: pd.DataFrame, baseline: str) -> Figure:
     """Differences to the baseline in percent with 95 % intervals, best on top; hollow where none was found."""
     rows = table[table.percent.notna()].sort_values("percent", ascending=False).reset_index(drop=True)
-    figure, ax = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(rows)))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.42 * len(rows)))
     for y, row in enumerate(rows.itertuples()):
         colour = _colour(row.family)
         ax.plot([row.low, row.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
@@ -134,9 +196,14 @@ def forest(table: pd.DataFrame, baseline: str) -> Figure:
     ax.axvline(0, color="0.4", lw=1)
     ax.set_yticks(range(len(rows)), rows.label)
     ax.set_ylim(-0.6, len(rows) - 0.2)
-    ax.set(title=f"Perplexity against {baseline}", xlabel="% higher (95 % interval; hollow: no difference found)")
+    ax.set(xlabel="% higher perplexity, with 95 % interval\nhollow: no difference found")
+    figure.suptitle(f"Held-out perplexity against {baseline}", x=0.02, ha="left")
     ax.grid(axis="y", visible=False)
-    return figure
+    said = [
+        f"{row.label} {row.percent:+.1f} % ({row.low:+.1f} to {row.high:+.1f}{'' if row.differs else ', no difference found'})"
+        for row in rows[::-1].itertuples()
+    ]
+    return say(figure, f"Held-out perplexity against {baseline}, with 95 % intervals, best first: {'; '.join(said)}.")
 
 
 def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), log: bool = True) -> Figure:
@@ -157,14 +224,17 @@ def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), l
         ax.set_xticks(sorted(varied[x].unique()))
         ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.set(title="Held-out perplexity", xlabel=xlabel, ylabel="")
-    return figure
+    said = [f"{row.perplexity:.1f} at {getattr(row, x):g}" for row in varied.itertuples()]
+    said += [f"{name} {table[table.label == name].iloc[0].perplexity:.1f}" for name in others]
+    return say(figure, f"Held-out perplexity by {xlabel}: {'; '.join(said)}.")
 
 
 def throughput(rows: pd.DataFrame) -> Figure:
     """Tokens per second of every contender (`speed.frame`), one panel a shape."""
     rows = rows[(rows.contender != "ours, evaluation") & ~rows["shape"].str.endswith("one run a core")]
     shapes = list(dict.fromkeys(rows["shape"]))
-    figure, axes = plt.subplots(len(shapes), 1, figsize=(6.4, 2.3 * len(shapes)), squeeze=False)
+    figure, axes = plt.subplots(len(shapes), 1, figsize=(WIDTH, 2.4 * len(shapes)), squeeze=False)
+    said = []
     for ax, shape in zip(axes[:, 0], shapes, strict=True):
         part = rows[rows["shape"] == shape].iloc[::-1]
         colours = [
@@ -176,35 +246,39 @@ def throughput(rows: pd.DataFrame) -> Figure:
         ax.set(title=f"{shape}: tokens per second", xlim=(0, part.tokens_per_second.max() * 1.18))
         ax.grid(axis="y", visible=False)
         ax.set_xticks([])
-    return figure
+        rates = [f"{name} {rate:,.0f}" for name, rate in zip(part.contender, part.tokens_per_second, strict=True)]
+        said.append(f"{shape}: {', '.join(rates[::-1])}")
+    return say(figure, f"Tokens per second. {'; '.join(said)}.")
 
 
 def encoding_speed(relative: dict[str, float]) -> Figure:
     """Training speed under every encoding over that under none."""
     rows = pd.DataFrame({"name": list(relative), "relative": list(relative.values())}).sort_values("relative")
-    figure, ax = plt.subplots(figsize=(6.4, 0.8 + 0.26 * len(rows)))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.8 + 0.28 * len(rows)))
     ax.barh(rows.name, rows.relative, color="#0072B2")
     ax.axvline(0.6, color="0.4", lw=1, ls="--")
     ax.set(title="Training speed over that without encoding", xlabel="dashed: the target, 0.6")
     ax.grid(axis="y", visible=False)
-    return figure
+    said = [f"{row.name} {row.relative:.2f}" for row in rows[::-1].itertuples(index=False)]
+    return say(figure, f"Training speed over that without encoding: {'; '.join(said)}.")
 
 
 def by_length(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Perplexity by the context measured at (`lengths.frame`), one panel for each length trained at."""
     trained = sorted(table.trained_at.unique())
-    figure, axes = plt.subplots(1, len(trained), sharey=True, squeeze=False, figsize=(max(6.4, 3.2 * len(trained)), 3.8))
-    for ax, length in zip(axes[0], trained, strict=True):
+    figure, axes = plt.subplots(len(trained), 1, sharex=True, sharey=True, squeeze=False, figsize=(WIDTH, 3.2 * len(trained)))
+    for ax, length in zip(axes[:, 0], trained, strict=True):
         for label, rows in table[table.trained_at == length].groupby("label", sort=False):
             ax.plot(rows.length, rows.perplexity, marker=".", label=label, **looks[label])
             ax.fill_between(rows.length, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
         ax.axvline(length, color="0.6", lw=0.8, zorder=0)
-        ax.set(title=f"Trained at {length}", xlabel="context, tokens", ylabel="", xscale="log", yscale="log")
+        ax.set(title=f"Perplexity, trained at {length}", xlabel="context, tokens", ylabel="", xscale="log", yscale="log")
+        ax.label_outer()
         ax.set_xticks(sorted(table.length.unique()))
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
         _plain_log(ax)
-    axes[0, 0].legend()
+    _legend(figure, axes[0, 0])
     return figure
 
 
@@ -232,7 +306,7 @@ def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str =
         if value == "perplexity":
             _plain_log(ax)
         if ax.get_legend_handles_labels()[1]:
-            _legend_beside(ax)
+            _legend_below(ax)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -250,14 +324,14 @@ def probes(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ylabel="",
         ylim=(min(-0.05, table.low.min()), 1.02),
     )
-    ax.legend()
+    _legend(figure, ax)
     return figure
 
 
 def order(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Rise of the loss where earlier tokens are shuffled, and where they are removed (`diagnostics.order`)."""
     kept, labels = sorted(table.kept.unique()), list(dict.fromkeys(table.label))
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(7.2, 3.8))
+    figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(WIDTH, 6.4))
     for ax, change in zip(axes, ("shuffled", "removed"), strict=True):
         for nth, label in enumerate(labels):
             rows = table[(table.change == change) & (table.label == label)]
@@ -268,7 +342,7 @@ def order(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.set_xticks(range(len(kept)), [f"{n}" for n in kept])
         ax.set(title=f"Loss when {change}, nats more", xlabel="nearest tokens left in place", ylabel="")
         ax.grid(axis="x", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(labels)))
+    _legend(figure, axes[0])
     return figure
 
 
@@ -276,7 +350,7 @@ def heads(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str,
     """Every head of every model and seed (`diagnostics.heads`), by layer; dashed: attention spread evenly."""
     titles = {"distance": "Mean distance, tokens", "entropy": "Entropy, nats", "first": "Share on first token"}
     labels = list(dict.fromkeys(table.label))
-    figure, axes = plt.subplots(1, 3, figsize=(7.6, 3.8))
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(WIDTH, 7.6))
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         for nth, label in enumerate(labels):
             rows = table[table.label == label]
@@ -286,7 +360,7 @@ def heads(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str,
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(title=title, xlabel="layer", ylabel="")
         ax.grid(axis="x", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(labels)))
+    _legend(figure, axes[0])
     return figure
 
 
@@ -296,7 +370,7 @@ def profiles(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     for label, rows in table[table.share > 0].groupby("label", sort=False):
         ax.plot(rows.distance + 1, rows.share, label=label, **looks[label])
     ax.set(title="Attention by distance", xlabel="distance + 1, tokens", ylabel="share", xscale="log", yscale="log")
-    ax.legend()
+    _legend(figure, ax)
     return figure
 
 
@@ -306,7 +380,7 @@ def norms(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     for label, rows in table[table.layer == table.layer.max()].groupby("label", sort=False):
         ax.plot(rows.position + 1, rows.norm, label=label, **looks[label])
     ax.set(title="Length of hidden states", xlabel="position", ylabel="", xscale="log", ylim=(0, None))
-    ax.legend()
+    _legend(figure, ax)
     return figure
 
 
@@ -314,7 +388,7 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by length (`tasks.frame`), with 95 % bands over seeds, one panel for each task; dotted: chance, a
     line at the length trained at."""
     names = list(dict.fromkeys(table.task))
-    figure, axes = _panels(len(names), 3, 2.3)
+    figure, axes = _panels(len(names), 2, 2.3)
     for ax, name in zip(axes, names, strict=True):
         part = table[table.task == name]
         for label, rows in part[part.whole.notna()].groupby("label", sort=False):
@@ -329,27 +403,27 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
     handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in looks}
-    figure.legend(handles.values(), list(handles), loc="outside upper right", ncols=min(4, max(1, len(handles))))
+    figure.legend(handles.values(), list(handles), loc="outside lower left", ncols=2, fontsize=9)
     return figure
 
 
 def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by where in the question they stand (`tasks.depths`, of one task), one panel for each length."""
     lengths = sorted(table.tokens.unique())
-    figure, axes = _panels(len(lengths), 3, 2.5)
+    figure, axes = _panels(len(lengths), 2, 2.5)
     for ax, tokens in zip(axes, lengths, strict=True):
         for label, rows in table[table.tokens == tokens].groupby("label", sort=False):
             ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
             ax.fill_between(rows.depth, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
         ax.set(title=f"{tokens} tokens", xlabel="depth (0: first)", ylabel="", xlim=(0, 1), ylim=(-0.03, 1.03))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
+    _legend(figure, axes[0])
     return figure
 
 
 def _panels(count: int, across: int = 2, height: float = 3.1) -> tuple[Figure, list[Axes]]:
-    """So many panels, two or more in a row, with the same vertical axis."""
+    """So many panels, `across` in a row, with the same vertical axis."""
     rows = math.ceil(count / across)
-    figure, axes = plt.subplots(rows, min(count, across), sharey=True, squeeze=False, figsize=(7.2, 0.5 + height * rows))
+    figure, axes = plt.subplots(rows, min(count, across), sharey=True, squeeze=False, figsize=(WIDTH, 0.5 + height * rows))
     for ax in axes.flat[count:]:
         ax.remove()
     return figure, list(axes.flat[:count])
@@ -359,8 +433,10 @@ def curse(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Share of facts whose right answer ranks first (`curse.frame`), by how they were stated, one panel for each direction."""
     directions, labels = list(dict.fromkeys(table.direction)), list(dict.fromkeys(table.label))
     ways = [way for way in ("this way", "other way", "both ways", "never") if way in set(table.stated)]
-    figure, axes = plt.subplots(1, len(directions), sharey=True, squeeze=False, figsize=(max(6.4, 3.6 * len(directions)), 3.8))
-    for ax, direction in zip(axes[0], directions, strict=True):
+    size = (WIDTH, 3.3 * len(directions))
+    figure, axes = plt.subplots(len(directions), 1, sharex=True, sharey=True, squeeze=False, figsize=size)
+    said = []
+    for ax, direction in zip(axes[:, 0], directions, strict=True):
         part = table[table.direction == direction]
         for nth, label in enumerate(labels):
             rows = part[part.label == label]
@@ -368,17 +444,47 @@ def curse(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
             colour = looks[label]["color"]
             ax.vlines(at, 100 * rows.first_low, 100 * rows.first_high, color=colour, lw=2)
             ax.plot(at, 100 * rows["first"], "osD^vP"[nth % 6], ms=6, color=colour, label=label)
+            shares = [f"{100 * row.first:.0f} % {row.stated}" for row in rows[["first", "stated"]].itertuples(index=False)]
+            said.append(f"{label} ({direction}): {', '.join(shares)}")
         ax.axhline(100 * part.chance.mean(), color="0.4", lw=1, ls="--")
         ax.set_xticks(range(len(ways)), [way.replace(" ", "\n") for way in ways])
-        ax.set(title=direction, xlabel="stated in training", ylabel="", ylim=(-3, 103), xlim=(-0.5, len(ways) - 0.5))
+        ax.set(title=f"Right answer ranked first, %: {direction}", ylim=(-3, 103), xlim=(-0.5, len(ways) - 0.5))
+        ax.set(xlabel="stated in training", ylabel="")
+        ax.label_outer()
         ax.grid(axis="x", visible=False)
-    axes[0, 0].set_ylabel("right answer ranked first, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=min(4, len(labels)))
-    return figure
+    _legend(figure, axes[0, 0])
+    return say(figure, f"Share of facts whose right answer ranks first, by how they were stated. {'; '.join(said)}.")
 
 
 def _colour(family: str) -> str:
     return FAMILY_COLOURS.get(family, "#666666")
+
+
+def _mixed(colour: str, with_: str, share: float) -> str:
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(to_rgb(colour), to_rgb(with_), strict=True))
+    return to_hex((red, green, blue))
+
+
+def _ink(colour: str) -> str:
+    """The colour, darkened until small print in it can be read on white (4.5 : 1, as WCAG asks)."""
+    for step in range(20):
+        darker = _mixed(colour, "#000000", 0.05 * step)
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(darker)]
+        if 1.05 / (0.05 + 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]) >= 4.5:
+            break
+    return darker
+
+
+def _span(values: pd.Series, digits: int = 1) -> str:
+    low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, below them, where a phone has room for it."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels), default=0) < 24 else 1
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9)
 
 
 def _plain_log(ax: Axes) -> None:
@@ -390,6 +496,15 @@ def _plain_log(ax: Axes) -> None:
     ax.yaxis.set_major_locator(FixedLocator(ticks))
     ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, Any]]) -> None:
+    """Labels at the lines' ends where there are few and short ones, else one legend below."""
+    if len(ends) <= 4 and all(len(label) <= 16 for _, label in ends):
+        _name_ends(ax, ends, looks)
+    elif not ax.figure.legends:
+        lines = [Line2D([], [], label=label, **looks[label]) for _, label in ends]
+        ax.figure.legend(handles=lines, loc="outside lower left", ncols=2, fontsize=9)
 
 
 def _name_ends(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, Any]]) -> None:
@@ -406,6 +521,6 @@ def _name_ends(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[st
             xytext=(6, (lowest - y) * 72 / figure.dpi),
             textcoords="offset points",
             va="center",
-            color=looks[label]["color"],
+            color=_ink(looks[label]["color"]),
             annotation_clip=False,
         )

@@ -27,7 +27,8 @@ def show(notebook: Path) -> None:
 
 def clean(notebook: Path) -> None:
     """Take out of an executed notebook what does not belong on a page: times and paths of the machine, warnings and
-    progress on stderr, and the cell papermill injected (its values show in the settings table)."""
+    progress on stderr, and the cell papermill injected (its values show in the settings table). What a figure says about
+    itself (`plots.describe`) joins the alternative text its cell gives."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("papermill", None)
     content.metadata.pop("widgets", None)
@@ -37,6 +38,10 @@ def clean(notebook: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for described in (output.get("metadata", {}).get("image/svg+xml", {}) for output in cell.outputs):
+                if alt := described.pop("alt", None):
+                    image = cell.metadata.setdefault("mystnb", {}).setdefault("image", {})
+                    image["alt"] = " ".join(filter(None, (image.get("alt"), alt)))
     nbformat.write(content, notebook)
 
 

@@ -1,0 +1,70 @@
+// Tables that scroll can be reached by keyboard and sort by a click on their heads. No library, no network.
+"use strict";
+
+(function () {
+  const UNITS = { s: 1, min: 60, h: 3600, kB: 1e3, MB: 1e6, GB: 1e9 };
+
+  // The first number in a cell, with its unit; empty cells and dashes come last in either order.
+  function value(text) {
+    const found = /([<>]?\s*)([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)\s*([A-Za-z]+)?/.exec(text.replace(/−/g, "-"));
+    return found ? parseFloat(found[2].replace(/,/g, "")) * (UNITS[found[3]] || 1) : NaN;
+  }
+
+  function compare(a, b) {
+    const x = value(a), y = value(b);
+    if (/^[^\d]*$/.test(a) || /^[^\d]*$/.test(b) || /^[A-Za-z]/.test(a + b)) {
+      return a.localeCompare(b, "en", { numeric: true });
+    }
+    return x - y;
+  }
+
+  function sort(table, column, head) {
+    const body = table.tBodies[0], rows = Array.from(body.rows);
+    const falling = head.getAttribute("aria-sort") === "ascending";
+    const text = (row) => (row.cells[column] ? row.cells[column].textContent.trim() : "");
+    const missing = (row) => ["", "–", "nan"].includes(text(row));
+    rows.sort((a, b) => missing(a) - missing(b) || (falling ? -1 : 1) * compare(text(a), text(b)));
+    for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+    rows.forEach((row) => body.append(row));
+  }
+
+  function sortable(table) {
+    const head = table.tHead && table.tHead.rows[table.tHead.rows.length - 1];
+    if (!head || !table.tBodies.length || table.tBodies[0].rows.length < 3 || table.classList.contains("prose")) return;
+    Array.from(head.cells).forEach((cell, column) => {
+      if (!cell.textContent.trim()) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...cell.childNodes);
+      button.addEventListener("click", () => sort(table, column, cell));
+      cell.append(button);
+    });
+  }
+
+  function reachable(box) {
+    const scrolls = box.scrollWidth > box.clientWidth + 1;
+    if (scrolls) box.setAttribute("tabindex", "0");
+    else box.removeAttribute("tabindex");
+  }
+
+  function ready() {
+    for (const table of document.querySelectorAll(".bd-article table")) {
+      const box = document.createElement("div");
+      box.className = "table-scroll";
+      table.replaceWith(box);
+      box.append(table);
+      // An empty corner is no heading.
+      for (const cell of table.querySelectorAll("th")) if (!cell.textContent.trim()) cell.setAttribute("aria-hidden", "true");
+      sortable(table);
+    }
+    const boxes = document.querySelectorAll(".table-scroll, .math-block, .bd-article pre");
+    const check = () => boxes.forEach(reachable);
+    check();
+    window.addEventListener("resize", check);
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", ready);
+  else ready();
+})();
