@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 SAMPLES ?= 10000
 PARAMS ?=
-NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
+NOTEBOOKS ?= $(filter-out notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
 PAGES = $(addprefix book/experiments/,$(notdir $(NOTEBOOKS)))
+ENCODINGS ?=
 BOOK := book/_build/html/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help nope test test-slow check book experiments bench gpu-check lab clean
+.PHONY: help nope test test-slow check book experiments pages site-check bench gpu-check lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +55,10 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	$(BIN)/python -m pe_core.publish clean $(PAGES)
 	$(BIN)/python -m pe_core.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
 	$(BIN)/python -m pe_core.publish records runs book/records $(PAGES)
+	@$(MAKE) --no-print-directory pages
+
+pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
+	$(BIN)/python -m pe_core.pages $(ENCODINGS)
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

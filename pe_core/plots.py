@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -204,6 +205,26 @@ def forest(table: pd.DataFrame, baseline: str) -> Figure:
         for row in rows[::-1].itertuples()
     ]
     return say(figure, f"Held-out perplexity against {baseline}, with 95 % intervals, best first: {'; '.join(said)}.")
+
+
+def preview(table: pd.DataFrame, baseline: str, target: Path) -> None:
+    """The picture that stands beside a link to the site, 1200 × 630: `forest` with the site's name."""
+    rows = table[table.percent.notna()].sort_values("percent").reset_index(drop=True).head(12)
+    with plt.rc_context({"figure.constrained_layout.use": True, "font.size": 11}):
+        figure, ax = plt.subplots(figsize=(8, 4.2), facecolor="white")
+        for y, row in enumerate(rows.itertuples()):
+            colour = _colour(row.family)
+            ax.plot([row.low, row.high], [y, y], color=colour, lw=5, solid_capstyle="butt")
+            ax.plot(row.percent, y, "o", ms=11, color=colour, mfc=colour if row.differs else "white", mew=2)
+        ax.axvline(0, color="0.4", lw=1)
+        ax.set_yticks(range(len(rows)), rows.label)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set(xlabel=f"held-out perplexity against {baseline}, %, with 95 % intervals")
+        ax.grid(axis="y", visible=False)
+        sns.despine(ax=ax)
+        figure.suptitle("Position Encoding Lab: which one, and by how much?", x=0.02, ha="left", fontsize=17, fontweight="bold")
+        figure.savefig(target, dpi=150, facecolor="white", metadata={"Software": None})
+        plt.close(figure)
 
 
 def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), log: bool = True) -> Figure:

@@ -28,7 +28,8 @@ def show(notebook: Path) -> None:
 def clean(notebook: Path) -> None:
     """Take out of an executed notebook what does not belong on a page: times and paths of the machine, warnings and
     progress on stderr, and the cell papermill injected (its values show in the settings table). What a figure says about
-    itself (`plots.describe`) joins the alternative text its cell gives."""
+    itself (`plots.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the Markdown it
+    displayed: only text of the page itself can hold headings, citations and links to other pages."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("papermill", None)
     content.metadata.pop("widgets", None)
@@ -36,6 +37,12 @@ def clean(notebook: Path) -> None:
     for cell in content.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if "becomes-text" in cell.metadata.get("tags", []) and cell.cell_type == "code":
+            cell.source = "\n\n".join(
+                output.data["text/markdown"] for output in cell.outputs if "text/markdown" in output.get("data", {})
+            )
+            cell.cell_type = "markdown"
+            del cell["outputs"], cell["execution_count"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for described in (output.get("metadata", {}).get("image/svg+xml", {}) for output in cell.outputs):

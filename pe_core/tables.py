@@ -53,7 +53,7 @@ def settings(record: Record) -> Styler:
         + f", {config['precision']}, {'compiled' if record.runtime['compiled'] else 'not compiled'}",
         "run": record.run,
     }
-    return _style(pd.DataFrame({"": rows}), numbers=False).hide(axis="columns")
+    return prose(pd.DataFrame({"": rows}))
 
 
 def summary(trained: list[Record]) -> Styler:
@@ -360,6 +360,11 @@ def encodings(table: pd.DataFrame) -> Styler:
         }
     )
     return _style(shown).hide()
+
+
+def prose(table: pd.DataFrame) -> Styler:
+    """Any frame of words, one row a line, without heads."""
+    return _style(table, numbers=False).hide(axis="columns")
 
 
 def plain(table: pd.DataFrame, digits: int = 1) -> Styler:
