@@ -37,7 +37,7 @@ test: .venv/.ready  ## the tests (a few minutes)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.ready  ## those that compile, start kernels or processes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --ignore=tests/test_site.py
 
 check: .venv/.ready  ## format, lint, types, clean notebooks
 	$(BIN)/ruff format --check .
@@ -56,6 +56,10 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	$(BIN)/python -m pe_core.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
 	$(BIN)/python -m pe_core.publish records runs book/records $(PAGES)
 	@$(MAKE) --no-print-directory pages
+
+site-check: .venv/.ready  ## open every page of the site in headless Chromium (the system's own)
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,site]'
+	$(BIN)/pytest -m slow tests/test_site.py
 
 pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
 	$(BIN)/python -m pe_core.pages $(ENCODINGS)

@@ -4,10 +4,10 @@ is sent; the library's own pages, read from its docstrings."""
 from __future__ import annotations
 
 import html
-import inspect
 import pkgutil
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -22,6 +22,8 @@ def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx, where `pe_core.book` is among the extensions of `_config.yml`."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("html-page-context", _preview)
+    app.connect("html-page-context", _without_thebe, priority=900)
+    app.connect("build-finished", _without_icon_script)
     app.connect("source-read", _library)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -69,6 +71,28 @@ def _preview(app: Any, page: str, template: str, context: dict[str, Any], doctre
     tags.append(f'<meta name="description" content="{html.escape(about["og:description"])}" />')
     tags.append('<meta name="twitter:card" content="summary_large_image" />')
     context["metatags"] = context.get("metatags", "") + "\n".join(tags)
+
+
+def _without_thebe(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """jupyter-book loads its live code cells' script on every page, twice, which is an error, and from elsewhere."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [script for script in scripts if "thebe" not in f"{script.filename} {script.attributes}"]
+
+
+_ICON_SCRIPT = re.compile(r"<(?:script|link)\b[^>]*fontawesome\.js[^>]*>(?:</script>)?")
+
+
+def _without_icon_script(app: Any, error: Exception | None) -> None:
+    """The theme's icons come as a script of 1.5 MB, more than all else a page needs. `icons.css` has the few that are used."""
+    if error or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    for page in out.rglob("*.html"):
+        text = page.read_text()
+        if _ICON_SCRIPT.search(text):
+            page.write_text(_ICON_SCRIPT.sub("", text))
+    for script in out.glob("_static/scripts/fontawesome.js*"):
+        script.unlink()
 
 
 def description(doctree: nodes.document, longest: int = 200) -> str:
@@ -124,8 +148,3 @@ def _escaped(line: str) -> str:
     return "".join(
         f"``{p[1:-1]}``" if p.startswith("`") and len(p) > 2 else re.sub(r"([*|\\]|(?<=\w)_(?!\w))", r"\\\1", p) for p in parts
     )
-
-
-def summary(thing: Any) -> str:
-    """The first sentence of a docstring."""
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")

@@ -284,13 +284,13 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
             rows.append(
                 {
                     "model": label,
-                    "trained on": named(group),
                     "seeds": len(group),
                     "perplexity": f"{sum(values) / len(values):.1f}",
                     "bits per byte": f"{sum(bits) / len(bits):.3f}",
                     f"% against {baseline()}": "–"
                     if difference is None
                     else f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]",
+                    "trained on": named(group),
                 }
             )
     return pd.DataFrame(rows)

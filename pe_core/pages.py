@@ -56,9 +56,9 @@ def make(names: Sequence[str] | None = None, book: Path = overview.BOOK) -> list
     finally:
         if kernel.has_kernel:
             NotebookClient(nbformat.v4.new_notebook(), km=kernel)._cleanup_kernel()
-    for page in (book / "encodings").glob("*.ipynb"):
-        if page.stem not in {*ENCODINGS, "index"}:
-            page.unlink()
+    for old in (book / "encodings").glob("*.ipynb"):
+        if old.stem not in {*ENCODINGS, "index"}:
+            old.unlink()
     return made
 
 

@@ -43,7 +43,7 @@ def style() -> None:
     """Set the figures' look; called once at the top of a notebook. Vector figures, fonts that read on a phone."""
     sns.set_theme(context="notebook", style="whitegrid", rc={"axes.spines.right": False, "axes.spines.top": False})
     plt.rcParams.update({"figure.figsize": (WIDTH, 3.6), "figure.constrained_layout.use": True, "grid.alpha": 0.4})
-    plt.rcParams.update({"svg.hashsalt": "lab", "svg.fonttype": "path", "axes.titlelocation": "left", "legend.frameon": False})
+    plt.rcParams.update({"svg.fonttype": "path", "axes.titlelocation": "left", "legend.frameon": False})
     plt.rcParams.update({"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"})
     try:
         from IPython.core.getipython import get_ipython
@@ -63,7 +63,8 @@ def _shown(figure: Figure, include: Any = None, exclude: Any = None) -> tuple[di
 def svg(figure: Figure) -> str:
     """The figure as SVG: the same figure is the same bytes, and coordinates have no more digits than a screen shows."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    with plt.rc_context({"svg.hashsalt": "lab"}):
+        figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
     drawing = text.getvalue()[text.getvalue().index("<svg") :]
     head, body = drawing.split("</metadata>", 1) if "</metadata>" in drawing else ("", drawing)
     rounded = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 PRESET, SEQ_LEN = "nano", 128
 
 
-def model(name: str, options: dict[str, Any] | None = None) -> LabForCausalLM:
+def model(name: str, options: dict[str, Any] | None = None) -> Any:
     """A model of the smallest preset with encoding `name` as training starts. Raises ConfigError."""
     preset = PRESETS[PRESET]
     config = LabConfig(
@@ -44,7 +44,7 @@ def model(name: str, options: dict[str, Any] | None = None) -> LabForCausalLM:
         encoding=name,
         encoding_options=options or {},
     )
-    built = LabForCausalLM(config).initialise(42).eval()
+    built: Any = LabForCausalLM(config).initialise(42).eval()
     built.set_attn_implementation("eager")
     return built
 
@@ -99,11 +99,16 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
     relative = scores(name, options, tokens)
     if not np.nanmax(np.abs(relative)) > 1e-4:
         return _nothing(name, tokens)
-    _, different = np.unique(np.round(relative, 3), axis=0, return_index=True)
-    heads = sorted(different) if len(different) < len(relative) else list(range(len(relative)))
-    rows = -(-min(len(heads), 4) // 2)
+    _, different = np.unique(np.nan_to_num(relative).round(3), axis=0, return_index=True)
+    heads = sorted(different) if len(different) == 1 else list(range(len(relative)))[:4]
+    rows = -(-len(heads) // 2)
     figure, axes = plt.subplots(
-        rows, min(len(heads), 2), squeeze=False, sharex=True, sharey=True, figsize=(plots.WIDTH, 0.6 + 2.4 * rows)
+        rows,
+        min(len(heads), 2),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        figsize=(plots.WIDTH, (3.6 if len(heads) == 1 else 0.6) + (0 if len(heads) == 1 else 2.2 * rows)),
     )
     limit = float(np.nanmax(np.abs(relative)))
     for ax in axes.flat[len(heads) :]:
@@ -114,7 +119,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
         ax.label_outer()
         ax.grid(visible=False)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="score, against the query's own, nats")
-    ends = [f"head {head + 1} {relative[head][-1, 0]:+.2f}" for head in heads]
+    ends = [f"{'every head' if len(heads) == 1 else f'head {head + 1}'} {relative[head][-1, 0]:+.2f}" for head in heads]
     said = (
         f"Score of each key for each query where all tokens are the same, {tokens} tokens. The last query gives the first key"
     )
@@ -135,15 +140,18 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
     relative = scores(name, options)[:, -1, ::-1]
     figure, axes = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 5.4))
     said = []
+    alike = len(np.unique(relative.round(4), axis=0)) == 1
     for head, (of_scores, of_weights) in enumerate(zip(relative, weights, strict=True)):
+        if alike and head:
+            break
         look: Any = {"color": colour, "lw": 1.6, "alpha": 1 - 0.18 * min(head, 4), "ls": ("-", "--", "-.", ":")[head % 4]}
         axes[0].plot(of_scores, label=f"head {head + 1}", **look)
         axes[1].plot(100 * of_weights, **look)
         near = float((of_weights * np.arange(len(of_weights))).sum())
-        said.append(f"head {head + 1} looks {near:.0f} tokens back on average")
+        said.append(f"{'every head' if alike else f'head {head + 1}'} looks {near:.0f} tokens back on average")
     axes[0].set(title="Score by distance, nats")
     axes[1].set(title="Attention by distance, %", xlabel="distance from the query, tokens", ylim=(0, None))
-    if len(np.unique(np.round(relative, 4), axis=0)) > 1:
+    if not alike:
         axes[0].legend(ncols=2, fontsize=9)
     about = f"Score and attention weight by distance, up to {SEQ_LEN} tokens, where all tokens are the same: "
     return plots.say(figure, f"{about}{'; '.join(said)}.")
@@ -152,18 +160,18 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
 def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None:
     """The cosine of each dimension's turn by position; `None` where nothing turns."""
     cosines = rotation(name, options)
-    if cosines is None:
+    if cosines is None or not (np.abs(cosines - 1) > 1e-6).any():
         return None
+    turning = np.flatnonzero(np.abs(cosines - 1).max(axis=1) > 1e-6)
     figure, ax = plt.subplots(figsize=(plots.WIDTH, 3.4))
-    shown = ax.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    shown = ax.imshow(cosines[turning], cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     ax.set(title="Turn of each dimension of a query", xlabel="position", ylabel="dimension of the head")
+    every = max(1, -(-len(turning) // 16))
+    ax.set_yticks(range(0, len(turning), every), [str(m) for m in turning[::every]])
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, label="cosine of the angle")
-    turning = int((np.abs(cosines - 1).max(axis=1) > 1e-6).sum())
-    return plots.say(
-        figure,
-        f"Cosine of the angle by which each dimension of a query has turned, by position: {turning} of {len(cosines)} turn.",
-    )
+    said = f"Cosine of the angle by which a query has turned, by dimension and position: {len(turning)} of {len(cosines)} turn."
+    return plots.say(figure, said)
 
 
 def turning(name: str) -> str:
@@ -172,8 +180,8 @@ def turning(name: str) -> str:
         return ""
     return (
         "Queries and keys are transformed by their own position before they meet. For each dimension of a head (top to bottom) "
-        "and each position (left to right), the cosine of the angle by which a query lying along that dimension has turned: "
-        "dimensions that stay red keep what they compare, fast ones tell near positions apart, slow ones far ones."
+        "and each position (left to right), the cosine of the angle by which a query lying along that dimension has turned. "
+        "Fast dimensions tell near positions apart, slow ones far ones; dimensions that never turn are left out."
     )
 
 
@@ -250,7 +258,8 @@ _SECTIONS = {"Options:": "Options", "Raises:": "What it refuses"}
 
 def _formula(block: str) -> str:
     """The formulas a paragraph opens with in a block of their own, a line each, and the rest of the sentence below."""
-    formulas, rest = [], _pieces(" ".join(block.split()))
+    formulas: list[str] = []
+    rest = _pieces(" ".join(block.split()))
     while rest and (not formulas or re.match(r"\S{1,16} = ", rest[0])):
         formulas.append(rest.pop(0))
     last, stop, after = formulas[-1].partition(". ")
@@ -299,8 +308,9 @@ def paper(name: str) -> str:
     number = said.removeprefix("arXiv ")
     entries = re.findall(r"@\w+\{(\w+),[^@]*?eprint = \{([\d.]+)\}", (paths.ROOT / "book" / "references.bib").read_text())
     key = next((key for key, eprint in entries if eprint == number), None)
-    link = f"[{said}](https://arxiv.org/abs/{number})" if number != said else said
-    return f"Introduced by {{cite:t}}`{key}` ({link})." if key else f"Paper: {link}, {ENCODINGS[name].year}."
+    if key:
+        return f"Introduced by {{cite:t}}`{key}`."
+    return f"Paper: [{said}](https://arxiv.org/abs/{number}), {ENCODINGS[name].year}." if number != said else f"Paper: {said}."
 
 
 def source(name: str) -> str:

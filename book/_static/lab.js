@@ -31,7 +31,8 @@
 
   function sortable(table) {
     const head = table.tHead && table.tHead.rows[table.tHead.rows.length - 1];
-    if (!head || !table.tBodies.length || table.tBodies[0].rows.length < 3 || table.classList.contains("prose")) return;
+    if (!head || !table.tBodies.length || table.tBodies[0].rows.length < 3) return;
+    if (!table.classList.contains("results") || table.classList.contains("prose")) return;
     Array.from(head.cells).forEach((cell, column) => {
       if (!cell.textContent.trim()) return;
       const button = document.createElement("button");
@@ -40,6 +41,17 @@
       button.append(...cell.childNodes);
       button.addEventListener("click", () => sort(table, column, cell));
       cell.append(button);
+    });
+  }
+
+  // Words stand left, numbers right.
+  function aligned(table) {
+    if (!table.classList.contains("results") || !table.tBodies.length) return;
+    const rows = Array.from(table.tBodies[0].rows);
+    Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
+      const cells = rows.map((row) => row.cells[column]).filter(Boolean);
+      if (!cells.every((cell) => /^[A-Za-z]/.test(cell.textContent.trim()) || !cell.textContent.trim())) return;
+      for (const cell of cells) cell.style.textAlign = "left";
     });
   }
 
@@ -57,8 +69,11 @@
       box.append(table);
       // An empty corner is no heading.
       for (const cell of table.querySelectorAll("th")) if (!cell.textContent.trim()) cell.setAttribute("aria-hidden", "true");
+      aligned(table);
       sortable(table);
     }
+    // docutils calls a bibliography a list but not its entries list items.
+    for (const list of document.querySelectorAll(".citation-list[role]")) list.removeAttribute("role");
     const boxes = document.querySelectorAll(".table-scroll, .math-block, .bd-article pre");
     const check = () => boxes.forEach(reachable);
     check();
