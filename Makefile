@@ -43,7 +43,7 @@ check: .venv/.ready  ## format, lint, types, clean notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb notebooks/pages/*.ipynb
 
 book: .venv/.ready  ## build the site
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
