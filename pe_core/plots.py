@@ -6,9 +6,7 @@ for dark pages (light for dark, hues kept). Each carries a description of what i
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,32 +41,21 @@ def style() -> None:
     """Set the figures' look; called once at the top of a notebook. Vector figures, fonts that read on a phone."""
     sns.set_theme(context="notebook", style="whitegrid", rc={"axes.spines.right": False, "axes.spines.top": False})
     plt.rcParams.update({"figure.figsize": (WIDTH, 3.6), "figure.constrained_layout.use": True, "grid.alpha": 0.4})
-    plt.rcParams.update({"svg.fonttype": "path", "axes.titlelocation": "left", "legend.frameon": False})
+    plt.rcParams.update({"svg.hashsalt": "lab", "svg.fonttype": "path", "axes.titlelocation": "left", "legend.frameon": False})
     plt.rcParams.update({"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"})
     try:
         from IPython.core.getipython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-        set_matplotlib_formats("svg")
-        get_ipython().display_formatter.mimebundle_formatter.for_type(Figure, _shown)
+        set_matplotlib_formats("svg", metadata={"Date": None})  # the same figure is the same bytes
+        get_ipython().display_formatter.mimebundle_formatter.for_type(Figure, _described)
     except (ImportError, AttributeError):
         pass  # outside IPython there is nothing to set
 
 
-def _shown(figure: Figure, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-    """What a notebook keeps of a figure: the drawing, and beside it the description (see `publish.clean`)."""
-    return {"image/svg+xml": svg(figure)}, {"image/svg+xml": {"alt": describe(figure)}}
-
-
-def svg(figure: Figure) -> str:
-    """The figure as SVG: the same figure is the same bytes, and coordinates have no more digits than a screen shows."""
-    text = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "lab"}):
-        figure.savefig(text, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
-    drawing = text.getvalue()[text.getvalue().index("<svg") :]
-    head, body = drawing.split("</metadata>", 1) if "</metadata>" in drawing else ("", drawing)
-    rounded = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
-    return f"{head}</metadata>{rounded}" if head else rounded
+def _described(figure: Figure, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a notebook keeps beside the drawing: the description (see `publish.clean`), and what dark themes have to know."""
+    return {}, {"image/svg+xml": {"alt": describe(figure)}, "needs_background": "light"}
 
 
 def describe(figure: Figure) -> str:

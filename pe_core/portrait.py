@@ -110,7 +110,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
         sharey=True,
         figsize=(plots.WIDTH, (3.6 if len(heads) == 1 else 0.6) + (0 if len(heads) == 1 else 2.2 * rows)),
     )
-    limit = float(np.nanmax(np.abs(relative)))
+    limit = max(0.5, float(np.nanmax(np.abs(relative))))  # what is hardly there should look so
     for ax in axes.flat[len(heads) :]:
         ax.remove()
     for ax, head in zip(axes.flat, heads, strict=False):
@@ -151,8 +151,10 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
         said.append(f"{'every head' if alike else f'head {head + 1}'} looks {near:.0f} tokens back on average")
     axes[0].set(title="Score by distance, nats")
     axes[1].set(title="Attention by distance, %", xlabel="distance from the query, tokens", ylim=(0, None))
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(min(low, -0.5), max(high, 0.1))
     if not alike:
-        axes[0].legend(ncols=2, fontsize=9)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=9)
     about = f"Score and attention weight by distance, up to {SEQ_LEN} tokens, where all tokens are the same: "
     return plots.say(figure, f"{about}{'; '.join(said)}.")
 

@@ -45,19 +45,30 @@ def clean(notebook: Path) -> None:
             del cell["outputs"], cell["execution_count"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for described in (output.get("metadata", {}).get("image/svg+xml", {}) for output in cell.outputs):
-                if alt := described.pop("alt", None):
+            for output in cell.outputs:
+                output.get("metadata", {}).pop("needs_background", None)
+                if drawing := output.get("data", {}).get("image/svg+xml"):
+                    output.data["image/svg+xml"] = compact(drawing)
+                if alt := output.get("metadata", {}).pop("image/svg+xml", {}).get("alt"):
                     image = cell.metadata.setdefault("mystnb", {}).setdefault("image", {})
                     image["alt"] = " ".join(filter(None, (image.get("alt"), alt)))
     nbformat.write(content, notebook)
 
 
+def compact(svg: str) -> str:
+    """A drawing without its preamble, and with no more digits than a screen shows."""
+    body = svg[max(svg.find("<svg"), 0) :]
+    body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
+
+
 def picture(notebook: Path, number: int, target: Path) -> None:
-    """Save figure `number` (from 0) of an executed notebook as a file of its own."""
+    """Save figure `number` (from 0) of an executed notebook as a file of its own, on white: it may stand on any page."""
     images = [image for cell in nbformat.read(notebook, as_version=4).cells for image in _images(cell, target.suffix)]
     if number >= len(images):
         sys.exit(f"{notebook} has {len(images)} figures of type {target.suffix}, so none of number {number}")
-    target.write_bytes(images[number])
+    white = b'<rect width="100%" height="100%" fill="#fff"/>'
+    target.write_bytes(re.sub(rb"(<svg\b[^>]*>)", rb"\1" + white, images[number], count=1))
 
 
 def _images(cell: Any, suffix: str) -> list[bytes]:

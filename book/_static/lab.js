@@ -51,7 +51,10 @@
     Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
       const cells = rows.map((row) => row.cells[column]).filter(Boolean);
       if (!cells.every((cell) => /^[A-Za-z]/.test(cell.textContent.trim()) || !cell.textContent.trim())) return;
-      for (const cell of cells) cell.style.textAlign = "left";
+      for (const cell of cells) {
+        cell.style.textAlign = "left";
+        if (cells.some((other) => other.textContent.length > 28)) cell.classList.add("wraps");
+      }
     });
   }
 
