@@ -25,6 +25,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("html-page-context", _without_thebe, priority=900)
     app.connect("build-finished", _without_icon_script)
     app.connect("source-read", _library)
+    app.connect("autodoc-skip-member", _skipped)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -119,6 +120,11 @@ def modules() -> list[str]:
 def _section(module: str) -> str:
     name = f"pe_core.{module}"
     return f"## {module}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :member-order: bysource\n```\n"
+
+
+def _skipped(app: Any, kind: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples say nothing beyond their class's docstring."""
+    return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
 def _docstring(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

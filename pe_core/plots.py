@@ -287,7 +287,7 @@ def by_length(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
         _plain_log(ax)
-    _legend(figure, axes[0, 0])
+    _legend(figure, axes[0, 0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -461,7 +461,7 @@ def curse(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.set(xlabel="stated in training", ylabel="")
         ax.label_outer()
         ax.grid(axis="x", visible=False)
-    _legend(figure, axes[0, 0])
+    _legend(figure, axes[0, 0].get_legend_handles_labels()[0])
     return say(figure, f"Share of facts whose right answer ranks first, by how they were stated. {'; '.join(said)}.")
 
 
@@ -489,11 +489,10 @@ def _span(values: pd.Series, digits: int = 1) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
     """One legend for all panels, below them, where a phone has room for it."""
-    handles, labels = ax.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels), default=0) < 24 else 1
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    figure.legend(handles=handles, loc="outside lower left", ncols=2 if longest < 22 else 1, fontsize=10.5)
 
 
 def _plain_log(ax: Axes) -> None:
@@ -512,8 +511,7 @@ def _name(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, An
     if len(ends) <= 4 and all(len(label) <= 16 for _, label in ends):
         _name_ends(ax, ends, looks)
     elif not ax.figure.legends:
-        lines = [Line2D([], [], label=label, **looks[label]) for _, label in ends]
-        ax.figure.legend(handles=lines, loc="outside lower left", ncols=2, fontsize=9)
+        _legend(ax.figure, [Line2D([], [], label=label, **looks[label]) for _, label in ends])
 
 
 def _name_ends(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, Any]]) -> None:

@@ -154,7 +154,14 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
     low, high = axes[0].get_ylim()
     axes[0].set_ylim(min(low, -0.5), max(high, 0.1))
     if not alike:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=9)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower left",
+            ncols=4,
+            fontsize=10,
+            columnspacing=1.0,
+            handlelength=1.8,
+        )
     about = f"Score and attention weight by distance, up to {SEQ_LEN} tokens, where all tokens are the same: "
     return plots.say(figure, f"{about}{'; '.join(said)}.")
 

@@ -59,7 +59,12 @@ def compact(svg: str) -> str:
     """A drawing without its preamble, and with no more digits than a screen shows."""
     body = svg[max(svg.find("<svg"), 0) :]
     body = re.sub(r"\s*<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), body)
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: _short(float(number[0])), body)
+
+
+def _short(number: float) -> str:
+    # Numbers below 1 are scales of letters: rounded as coarsely as places, they would space letters unevenly.
+    return f"{number:.{2 if abs(number) >= 1 else 5}f}".rstrip("0").rstrip(".")
 
 
 def picture(notebook: Path, number: int, target: Path) -> None:

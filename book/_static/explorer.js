@@ -141,17 +141,26 @@
 
     function mark(point, model, x, y, svg) {
       const dot = drawn("circle", {
-        cx: x, cy: y, r: 5, stroke: model.colour, "stroke-width": 2, tabindex: "-1", role: "img", "aria-label": point.text,
+        cx: x, cy: y, r: state.view === "overall" ? 5 : 3.5, stroke: model.colour, "stroke-width": 2, tabindex: "-1", role: "img", "aria-label": point.text,
         fill: point.hollow ? "#ffffff" : model.colour, class: "explorer-mark",
       });
-      const tell = () => { say.textContent = point.text; };
-      for (const event of ["mouseenter", "focus", "click"]) dot.addEventListener(event, tell);
+      dot.addEventListener("focus", () => { say.textContent = point.text; });
       svg.append(dot);
     }
 
     function walk(svg) {
-      // One stop for the Tab key; arrow keys go from mark to mark.
       const marks = Array.from(svg.querySelectorAll(".explorer-mark"));
+      // Marks lie close: pointing anywhere tells of the nearest one.
+      const point = (event) => {
+        const area = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / area.width;
+        const x = (event.clientX - area.left) * scale, y = (event.clientY - area.top) * scale;
+        const far = (mark) => Math.hypot(mark.cx.baseVal.value - x, mark.cy.baseVal.value - y);
+        const nearest = marks.reduce((best, mark) => (far(mark) < far(best) ? mark : best));
+        for (const mark of marks) mark.classList.toggle("near", mark === nearest);
+        say.textContent = nearest.getAttribute("aria-label");
+      };
+      if (marks.length) for (const event of ["pointermove", "pointerdown"]) svg.addEventListener(event, point);
+      // One stop for the Tab key; arrow keys go from mark to mark.
       if (marks.length) marks[0].setAttribute("tabindex", "0");
       svg.addEventListener("keydown", (event) => {
         const at = marks.indexOf(document.activeElement);

@@ -47,14 +47,15 @@
   // Words stand left, numbers right.
   function aligned(table) {
     if (!table.classList.contains("results") || !table.tBodies.length) return;
-    const rows = Array.from(table.tBodies[0].rows);
+    const rows = Array.from(table.tBodies[0].rows), words = (text) => /^[A-Za-z]/.test(text.trim());
+    for (const cell of rows.flatMap((row) => Array.from(row.cells))) {
+      const text = cell.textContent.trim();
+      if (words(text) && text.includes(" ") && text.length > 20) cell.classList.add("wraps");
+    }
     Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
       const cells = rows.map((row) => row.cells[column]).filter(Boolean);
-      if (!cells.every((cell) => /^[A-Za-z]/.test(cell.textContent.trim()) || !cell.textContent.trim())) return;
-      for (const cell of cells) {
-        cell.style.textAlign = "left";
-        if (cells.some((other) => other.textContent.length > 28)) cell.classList.add("wraps");
-      }
+      if (!cells.every((cell) => words(cell.textContent) || !cell.textContent.trim())) return;
+      for (const cell of cells) cell.style.textAlign = "left";
     });
   }
 
