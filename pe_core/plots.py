@@ -489,7 +489,7 @@ def _span(values: pd.Series, digits: int = 1) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+def _legend(figure: Any, handles: Sequence[Any]) -> None:
     """One legend for all panels, below them, where a phone has room for it."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     figure.legend(handles=handles, loc="outside lower left", ncols=2 if longest < 22 else 1, fontsize=10.5)

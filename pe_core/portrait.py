@@ -71,6 +71,7 @@ def scores(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_L
     with np.errstate(divide="ignore"):
         logs = np.log(weights)
     own = np.diagonal(logs, axis1=1, axis2=2)[:, :, None]
+    own = np.where(np.isfinite(own), own, logs.max(axis=2, keepdims=True))  # where a query has no share for itself
     with np.errstate(invalid="ignore"):
         relative = np.where(np.isfinite(logs), logs - own, np.nan)
     relative[:, ~np.tri(tokens, dtype=bool)] = np.nan
@@ -99,7 +100,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
     relative = scores(name, options, tokens)
     if not np.nanmax(np.abs(relative)) > 1e-4:
         return _nothing(name, tokens)
-    _, different = np.unique(np.nan_to_num(relative).round(3), axis=0, return_index=True)
+    _, different = np.unique(np.nan_to_num(relative, posinf=0, neginf=0).round(3), axis=0, return_index=True)
     heads = sorted(different) if len(different) == 1 else list(range(len(relative)))[:4]
     rows = -(-len(heads) // 2)
     figure, axes = plt.subplots(
@@ -119,11 +120,15 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
         ax.label_outer()
         ax.grid(visible=False)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="score, against the query's own, nats")
-    ends = [f"{'every head' if len(heads) == 1 else f'head {head + 1}'} {relative[head][-1, 0]:+.2f}" for head in heads]
+    ends = [f"{'every head' if len(heads) == 1 else f'head {head + 1}'} {_nats(relative[head][-1, 0])}" for head in heads]
     said = (
         f"Score of each key for each query where all tokens are the same, {tokens} tokens. The last query gives the first key"
     )
     return plots.say(figure, f"{said}, against itself: {', '.join(ends)} nats.")
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.2f}" if np.isfinite(value) else "nothing"
 
 
 def _nothing(name: str, tokens: int) -> Figure:
@@ -219,7 +224,7 @@ _HOOKS = {
     "keep": "what is cached beside the keys",
     "scores": "the scores themselves",
     "weights": "the weights",
-    "at": "it by layer",
+    "at": "with parts of its own in each layer",
 }
 
 
@@ -255,7 +260,7 @@ def docstring(text: str) -> str:
             said.append(f"**{_SECTIONS.get(head, head[:-1])}**\n\n{_items(rest)}")
         elif block.startswith("    "):
             said.append(f"```text\n{inspect.cleandoc(block)}\n```")
-        elif re.match(r"(score\(i, j\) = |x_p \+ |base' = )", block):
+        elif re.match(r"(\w+\(i, j\)|base'|x_p) [=+] ", block):
             said.append(_formula(block))
         else:
             said.append(_linked(" ".join(block.split())))
