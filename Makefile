@@ -55,6 +55,7 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	$(BIN)/python -m pe_core.publish clean $(PAGES)
 	$(BIN)/python -m pe_core.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
 	$(BIN)/python -m pe_core.publish records runs book/records $(PAGES)
+	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
 	@$(MAKE) --no-print-directory pages
 
 site-check: .venv/.ready  ## open every page of the site in headless Chromium (the system's own)

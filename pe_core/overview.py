@@ -36,17 +36,22 @@ def baseline() -> str:
 
 
 def settings(found: Sequence[Record]) -> list[list[Record]]:
-    """Records apart by what must be equal for a comparison (size, text, training), the setting with most models first."""
+    """Records apart by what must be equal for a comparison (size, text, training), the setting with most encodings first; of
+    those with as many, the one with most text."""
     apart: dict[str, list[Record]] = {}
     for record in found:
         config = dict(record.experiment)  # through Experiment: settings younger than the record have their defaults
         key = [config[name] for name in sorted(config) if name not in _COMPARED]
         apart.setdefault(json.dumps([key, record.data["fingerprint"]], default=str), []).append(record)
-    return sorted(apart.values(), key=lambda group: (-len({record.label for record in group}), -len(group)))
+    return sorted(apart.values(), key=_weight, reverse=True)
+
+
+def _weight(group: list[Record]) -> tuple[int, int, int]:
+    return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
 
 
 def standard(found: Sequence[Record]) -> Groups:
-    """The models of the setting in which most of them were trained, by label."""
+    """The models of the setting in which most encodings were trained, by label."""
     apart = settings(found)
     return comparison.groups(apart[0]) if apart else {}
 

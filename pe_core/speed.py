@@ -12,17 +12,19 @@ import pandas as pd
 from pe_core import paths
 from pe_core.errors import RecordError
 
+RECORD = "throughput.json"
 DEFAULTS, TUNED, LIMIT = "Trainer, defaults", "Trainer, bf16 and compiled", "limit: bf16 products"
 NANO, PYTHIA, AT_ONCE = "nano, 8 × 128", "pythia-70m, 8 × 128", "nano, 8 × 128, one run a core"
 
 
 def load(path: str | Path | None = None) -> dict[str, Any]:
-    """A throughput record; by default the one `make bench` wrote last.
+    """A throughput record; by default the one `make bench` wrote last, else the one the book publishes.
 
     Raises:
         RecordError: there is none, or it is not one.
     """
-    file = Path(path) if path else paths.runs() / "throughput.json"
+    measured, published = paths.runs() / RECORD, paths.ROOT / "book" / "records" / RECORD
+    file = Path(path) if path else published if published.exists() and not measured.exists() else measured
     try:
         record: dict[str, Any] = json.loads(file.read_text())
         frame(record)
@@ -97,3 +99,21 @@ def sentence(record: dict[str, Any]) -> str:
         f"Training here runs {faster} as fast as the Trainer of transformers at its defaults, on the same {record['device']} "
         f"({record['threads']} threads). Of {len(known)} targets {int(known.met.sum())} were met."
     )
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """On what, with what and how often the record was measured."""
+    versions = record["versions"]
+    return (
+        f"Measured on {record['created'][:10]}: {record['device']}, {record['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, commit {versions['git']}; {record['rounds']} rounds, contenders in turn."
+    )
+
+
+def slow(record: dict[str, Any], least: float = 0.6) -> str:
+    """Which encodings train slower than that share of the speed without one; their own pages count their operations."""
+    found = sorted((relative, name) for name, relative in by_encoding(record).items() if relative < least)
+    if not found:
+        return f"No encoding trains at less than {least:g} of the speed without one."
+    named = ", ".join(f"[{name}](../encodings/{name}) ({relative:.2f})" for relative, name in found)
+    return f"Below {least:g}: {named}. Their pages say what they compute beyond the scores, and how many operations that takes."

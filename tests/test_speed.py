@@ -53,6 +53,13 @@ def test_targets_by_hand(record):
     assert not found.met["first step, compiled before, seconds"]
 
 
+def test_slow_encodings_and_conditions_are_said(record):
+    assert speed.slow(record).startswith("Below 0.6: [slow](../encodings/slow) (0.50). ")
+    assert speed.slow(record, 0.4) == "No encoding trains at less than 0.4 of the speed without one."
+    measured = record | {"created": "2026-01-02T03:04", "rounds": 3, "versions": dict.fromkeys(("torch", "transformers", "git"), "1")}
+    assert speed.conditions(measured).startswith("Measured on 2026-01-02: a processor, 2 threads, torch 1, ")
+
+
 def test_sentence_tables_and_figures(record):
     said = speed.sentence(record)
     assert "**2.5 times** at nano and **2.5 times** at pythia-70m" in said
