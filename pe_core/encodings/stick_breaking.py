@@ -18,6 +18,8 @@ class StickBreaking(Encoding):
 
     Computed as exp(s_ij - Σ softplus(s_ik) over k = j … i - 1), s the score, summed from the query backwards in fp32: exact
     where weights are large, zero where they vanish, never a product of thousands of factors.
+    A pair costs two exponentials, a logarithm and a running sum over keys, which no compiler fuses with what stands around it;
+    a softmax takes one exponential. Training at nano runs at 0.6 of the speed without encoding for that reason.
 
     Nothing is learned beyond the attention's own weights. With small weights β is 0.5 at first: the nearest key gets half, the
     next a quarter, and so on.
