@@ -333,7 +333,7 @@ def probes(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ylabel="",
         ylim=(min(-0.05, table.low.min()), 1.02),
     )
-    _legend(figure, ax)
+    _legend(figure, ax.get_legend_handles_labels()[0])
     return figure
 
 
@@ -351,7 +351,7 @@ def order(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
         ax.set_xticks(range(len(kept)), [f"{n}" for n in kept])
         ax.set(title=f"Loss when {change}, nats more", xlabel="nearest tokens left in place", ylabel="")
         ax.grid(axis="x", visible=False)
-    _legend(figure, axes[0])
+    _legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -369,7 +369,7 @@ def heads(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str,
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(title=title, xlabel="layer", ylabel="")
         ax.grid(axis="x", visible=False)
-    _legend(figure, axes[0])
+    _legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -379,7 +379,7 @@ def profiles(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     for label, rows in table[table.share > 0].groupby("label", sort=False):
         ax.plot(rows.distance + 1, rows.share, label=label, **looks[label])
     ax.set(title="Attention by distance", xlabel="distance + 1, tokens", ylabel="share", xscale="log", yscale="log")
-    _legend(figure, ax)
+    _legend(figure, ax.get_legend_handles_labels()[0])
     return figure
 
 
@@ -389,7 +389,7 @@ def norms(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     for label, rows in table[table.layer == table.layer.max()].groupby("label", sort=False):
         ax.plot(rows.position + 1, rows.norm, label=label, **looks[label])
     ax.set(title="Length of hidden states", xlabel="position", ylabel="", xscale="log", ylim=(0, None))
-    _legend(figure, ax)
+    _legend(figure, ax.get_legend_handles_labels()[0])
     return figure
 
 
@@ -425,7 +425,7 @@ def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
             ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
             ax.fill_between(rows.depth, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
         ax.set(title=f"{tokens} tokens", xlabel="depth (0: first)", ylabel="", xlim=(0, 1), ylim=(-0.03, 1.03))
-    _legend(figure, axes[0])
+    _legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 

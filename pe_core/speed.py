@@ -115,5 +115,5 @@ def slow(record: dict[str, Any], least: float = 0.6) -> str:
     found = sorted((relative, name) for name, relative in by_encoding(record).items() if relative < least)
     if not found:
         return f"No encoding trains at less than {least:g} of the speed without one."
-    named = ", ".join(f"[{name}](../encodings/{name}) ({relative:.2f})" for relative, name in found)
+    named = ", ".join(f"[{name}](../encodings/{name}.html) ({relative:.2f})" for relative, name in found)
     return f"Below {least:g}: {named}. Their pages say what they compute beyond the scores, and how many operations that takes."
