@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pe_core import hardware, parallel, records
+from pe_core import hardware, parallel, records, speed
 from pe_core.config import PRESETS, Experiment
 from pe_core.encodings import ENCODINGS
 
@@ -384,6 +384,7 @@ def main() -> None:
     }
     output = arguments.output or paths.runs() / "throughput.json"
     output.write_text(json.dumps(result, indent=1) + "\n")
+    print("\n" + speed.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
     print(f"\nRecord: {output}")
 
 
