@@ -56,7 +56,11 @@ def test_targets_by_hand(record):
 def test_slow_encodings_and_conditions_are_said(record):
     assert speed.slow(record).startswith("Below 0.6: [slow](../encodings/slow.html) (0.50). ")
     assert speed.slow(record, 0.4) == "No encoding trains at less than 0.4 of the speed without one."
-    measured = record | {"created": "2026-01-02T03:04", "rounds": 3, "versions": dict.fromkeys(("torch", "transformers", "git"), "1")}
+    measured = record | {
+        "created": "2026-01-02T03:04",
+        "rounds": 3,
+        "versions": dict.fromkeys(("torch", "transformers", "git"), "1"),
+    }
     assert speed.conditions(measured).startswith("Measured on 2026-01-02: a processor, 2 threads, torch 1, ")
 
 
