@@ -230,8 +230,8 @@ def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), l
                     va="center", color=colour, annotation_clip=False)  # fmt: skip
     if log:
         ax.set_xscale("log", base=2)
-        ax.set_xticks(sorted(varied[x].unique()))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ticks = sorted(varied[x].unique())
+        ax.set_xticks(ticks, [f"{tick:.2g}" if tick < 1 else f"{tick:,.0f}" for tick in ticks], fontsize=10)
     ax.set(title="Held-out perplexity", xlabel=xlabel, ylabel="")
     said = [f"{row.perplexity:.1f} at {getattr(row, x):g}" for row in varied.itertuples()]
     said += [f"{name} {table[table.label == name].iloc[0].perplexity:.1f}" for name in others]
