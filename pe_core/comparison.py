@@ -158,6 +158,12 @@ _MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+def every() -> list[str]:
+    """Short names of one model with each encoding, and of the note's variants of them; all with multi-head attention."""
+    variants = {name: settings["encoding"] for name, settings in _MODELS.items() if "attention" not in settings}
+    return [name for encoding in ENCODINGS for name in (encoding, *(v for v, of in variants.items() if of == encoding))]
+
+
 def model(name: str) -> dict[str, Any]:
     """Settings of `Experiment` for a model's short name: the note's (`alibi-one`, `mla-alibi`), or any encoding's name.
 

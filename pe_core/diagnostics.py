@@ -78,7 +78,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
         RecordError: the run's weights are not there (records in the book have none), it was trained on a task, most of whose
             windows are questions and padding, or an earlier result cannot be read.
     """
-    file = record.folder / f"diagnosis-{_VERSION}-{windows}.npz"
+    file = _file(record, windows)
     if file.exists():
         try:
             with file.open("rb") as stream, np.load(stream) as arrays:
@@ -99,6 +99,15 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
     np.savez_compressed(temporary, **found._asdict())
     os.replace(temporary, file)
     return found
+
+
+def looked_into(record: Record, windows: int = WINDOWS) -> bool:
+    """Whether `diagnose` has a result to read. Records in the book have no weights, but they may have that."""
+    return _file(record, windows).exists()
+
+
+def _file(record: Record, windows: int) -> Path:
+    return record.folder / f"diagnosis-{_VERSION}-{windows}.npz"
 
 
 def diagnose_all(trained: Sequence[Record], windows: int = WINDOWS) -> list[Diagnosis]:

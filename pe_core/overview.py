@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import nbformat
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
-from pe_core import comparison, encodings, metrics, paths, plots, records, words
+from pe_core import comparison, diagnostics, encodings, metrics, paths, plots, records, words
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -299,6 +301,44 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def looked_into(apart: Sequence[Groups]) -> list[Record]:
+    """Of the first setting in which some models were looked into (`diagnostics`), the records that have that on record."""
+    for groups in apart:
+        if looked := [record for group in groups.values() for record in group if diagnostics.looked_into(record)]:
+            return looked
+    return []
+
+
+def looking(looked: Sequence[Record]) -> str:
+    """The heading above the picture of where trained heads look, and a sentence for each model."""
+    if not looked:
+        return ""
+    summary = diagnostics.summary(looked, [diagnostics.diagnose(record) for record in looked])
+    *models, even = summary.itertuples()
+    seeds = pd.Series([record.label for record in looked]).value_counts()
+    said = [f"{row.label} {row.distance:.1f} tokens{_ends(row)}" for row in models]
+    return (
+        "## Where its trained heads look\n\n"
+        f"How far back a query looks, the mean over all heads: {'; '.join(said)}. Attention spread evenly would look "
+        f"{even.distance:.1f} tokens back (windows of {looked[0].config['seq_len']} tokens, queries of the second half"
+        f"{'; brackets are 95 % intervals over seeds' if seeds.max() > 1 else '; one seed'}). Below, each mark is one head of "
+        "one seed, and dashed is attention spread evenly."
+    )
+
+
+def _ends(row: Any) -> str:
+    return "" if math.isnan(row.distance_low) else f" [{row.distance_low:.1f}, {row.distance_high:.1f}]".replace("-", "−")
+
+
+def heads(looked: Sequence[Record]) -> Figure | None:
+    """The picture that `looking` announces; `None` where there is nothing to show."""
+    if not looked:
+        return None
+    found = [diagnostics.diagnose(record) for record in looked]
+    even = diagnostics.summary(looked, found).iloc[-1]
+    return plots.heads(diagnostics.heads(looked, found), plots.looks(records.frame(list(looked))), even)
 
 
 def explorer(found: Sequence[Record]) -> str:

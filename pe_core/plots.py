@@ -370,7 +370,12 @@ def heads(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str,
         ax.set(title=title, xlabel="layer", ylabel="")
         ax.grid(axis="x", visible=False)
     _legend(figure, axes[0].get_legend_handles_labels()[0])
-    return figure
+    means = table.groupby("label", sort=False)[list(titles)].mean()
+    said = [
+        f"{title}: {', '.join(f'{label} {value:.2g}' for label, value in means[name].items())}, spread evenly {even[name]:.2g}"
+        for name, title in titles.items()
+    ]
+    return say(figure, f"Means over all heads. {'. '.join(said)}.")
 
 
 def profiles(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:

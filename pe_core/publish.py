@@ -13,6 +13,7 @@ from typing import Any
 import nbformat
 
 RECORD_FILES = ("record.json", "heldout.npz")
+DIAGNOSES = "diagnosis-*.npz"
 
 
 def show(notebook: Path) -> None:
@@ -83,15 +84,16 @@ def _images(cell: Any, suffix: str) -> list[bytes]:
 
 
 def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
-    """Copy the record and held-out losses, not the weights, of every finished run whose id the notebooks' outputs show."""
+    """Copy what is small of every finished run whose id the notebooks' outputs show: its record, its held-out losses, and what
+    a look inside its weights found (`diagnostics`). The weights stay."""
     shown = "\n".join(_texts(notebook) for notebook in notebooks)
     for record in sorted(runs.glob(f"*/{RECORD_FILES[0]}")):
         run = record.parent.name
         if re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", shown):
             folder = target / run
             folder.mkdir(parents=True, exist_ok=True)
-            for name in RECORD_FILES:
-                shutil.copyfile(record.parent / name, folder / name)
+            for file in [*(record.parent / name for name in RECORD_FILES), *record.parent.glob(DIAGNOSES)]:
+                shutil.copyfile(file, folder / file.name)
 
 
 def _texts(notebook: Path) -> str:

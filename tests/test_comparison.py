@@ -127,6 +127,16 @@ def test_model_names(encoding):
     assert Experiment(**comparison.model("mla-alibi"), preset="nano").resolved().label == "MLA 32 + ALiBi slope 0.0625"
 
 
+def test_every_encoding_is_a_choice(encoding):
+    every = comparison.every()
+    assert encoding in every
+    assert len(set(every)) == len(every)
+    labels = [Experiment(**comparison.model(name)).label for name in every]
+    assert len(set(labels)) == len(labels)
+    assert {"rope-full", "alibi-one"} < set(every)
+    assert not any(name.startswith("mla") for name in every)
+
+
 def test_named_by_a_setting_and_compared_in_pairs(trained):
     chosen = [trained[0], trained[1]]
     chosen[0].config["precision"], chosen[1].config["precision"] = "fp32", "bf16"

@@ -2,16 +2,18 @@
 
 import math
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import test_notebooks
 import torch
 from matplotlib import pyplot as plt
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
-from pe_core import diagnostics, encodings, experiment, plots, records, tables, words
+from pe_core import diagnostics, encodings, experiment, overview, plots, publish, records, tables, words
 from pe_core.config import Shape
 from pe_core.diagnostics import Diagnosis
 from pe_core.errors import RecordError
@@ -209,6 +211,25 @@ def test_measured_once_then_read(trained, found, monkeypatch):
     monkeypatch.setattr(diagnostics, "look", None)
     again = diagnostics.diagnose(trained[0], 20)
     assert all(np.array_equal(a, b) for a, b in zip(again, found[0], strict=True))
+
+
+def test_a_published_result_needs_no_weights(trained, found, tmp_path):
+    """Encodings' pages show where trained heads look, on machines that never trained them."""
+    page = tmp_path / "page.ipynb"
+    shown = " ".join(record.run for record in trained)
+    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[new_output("stream", text=shown)])]), page)
+    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    for file in tmp_path.rglob("diagnosis-*-20.npz"):
+        file.rename(file.with_name(file.name.replace("20", str(diagnostics.WINDOWS))))
+    looked = overview.looked_into([{record.label: [record] for record in records.load_all(tmp_path / "book")}])
+    assert not list(tmp_path.rglob("model"))
+    assert {record.label for record in looked} == {record.label for record in trained}
+    nope = next(one for record, one in zip(trained, found, strict=True) if record.label == "NoPE")
+    assert f"NoPE {nope.distance.mean():.1f} tokens" in overview.looking(looked)
+    assert "NoPE" in plots.describe(overview.heads(looked))
+    assert overview.looked_into([]) == []
+    assert overview.looking([]) == ""
+    assert overview.heads([]) is None
 
 
 def test_what_cannot_be_looked_into_is_named(trained, tmp_path):
