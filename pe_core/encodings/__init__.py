@@ -7,6 +7,7 @@ S keys (the queries' own tokens are the last T of them), D hidden, H heads, K he
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
@@ -120,6 +121,17 @@ class Encoding(nn.Module):
         """What may stand in for this encoding, without more training, in contexts of `length` tokens, more than the `trained`
         ones: name and options of encodings with the same parameters, by a remark for labels."""
         return {}
+
+
+class PerLayer(Encoding):
+    """An encoding whose layers have parameters of their own: they are stacked, and `self.layer` says whose are meant."""
+
+    layer = 0
+
+    def at(self, layer: int) -> Self:
+        here = copy.copy(self)  # a view: the parameters stay the model's
+        here.layer = layer
+        return here
 
 
 class _Encodings(Mapping[str, type[Encoding]]):

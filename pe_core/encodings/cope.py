@@ -1,16 +1,14 @@
-import copy
 import math
-from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings import PerLayer
 
 
-class CoPE(Encoding):
+class CoPE(PerLayer):
     """CoPE: positions are counts of the keys that a query chooses to count. Golovneva et al. 2024 (arXiv 2405.18719).
 
     score(i, j) = q_i · (k_j + e[p_ij]) / sqrt(K),
@@ -43,12 +41,6 @@ class CoPE(Encoding):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         self.tables = nn.Parameter(torch.empty(shape.layers, options.npos_max, shape.head_dim))
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the tables stay the model's one parameter
-        here.layer = layer
-        return here
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         parameter.zero_()

@@ -1,4 +1,3 @@
-import copy
 import math
 from typing import Self
 
@@ -7,13 +6,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings import PerLayer
 
 _AT_ONCE = 2**24  # hidden values held at once, 64 MB: one piece while training, pieces at long lengths
 _EPS = 1e-6  # the authors': the first token's normaliser may be log 1
 
 
-class FIRE(Encoding):
+class FIRE(PerLayer):
     """FIRE: a small network reads the distance, relative to the query's position. Li et al. 2023 (arXiv 2310.04418).
 
     score(i, j) = q_i · k_j / sqrt(K) + f_h(x),  x = ln(1 + c(i - j)) / ln(1 + c · max(L, i)),
@@ -55,12 +54,9 @@ class FIRE(Encoding):
         self.v = nn.Parameter(torch.empty(N, M))
         self.b = nn.Parameter(torch.empty(N, M))
         self.W = nn.Parameter(torch.empty(N, M, shape.heads))
-        self.layer = 0
 
     def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the parameters stay the model's
-        here.layer = 0 if self.options.shared else layer
-        return here
+        return super().at(0 if self.options.shared else layer)
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("c", "multiple"):

@@ -1,16 +1,13 @@
-import copy
-from typing import Self
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding, linear
+from pe_core.encodings import PerLayer, linear
 
 
-class FoX(Encoding):
+class FoX(PerLayer):
     """Forgetting attention: each token says how much of what came before it is kept. Lin et al. 2025 (arXiv 2503.02130).
 
     score(i, j) = q_i · k_j / sqrt(K) + Σ log f_t over t = j + 1 … i,  f_t = sigmoid(w_h · x_t + b_h),
@@ -41,12 +38,6 @@ class FoX(Encoding):
         super().__init__(shape, options)
         self.w = nn.Parameter(torch.empty(shape.layers, shape.heads, shape.hidden))
         self.b = nn.Parameter(torch.empty(shape.layers, shape.heads))
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the parameters stay the model's
-        here.layer = layer
-        return here
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name == "b":

@@ -1,6 +1,4 @@
-import copy
 import math
-from typing import Self
 
 import torch
 from pydantic import Field
@@ -8,12 +6,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding, linear
+from pe_core.encodings import PerLayer, linear
 
 _AT_ONCE = 64  # keys whose transforms are multiplied out together; half as many take the compiler twice as long
 
 
-class PaTH(Encoding):
+class PaTH(PerLayer):
     """PaTH: between key and query stands a product of one small transform per token. Yang et al. 2025 (arXiv 2505.16381).
 
     score(i, j) = q_i · H_i H_(i-1) … H_(j+1) k_j / sqrt(K),  H_t = I - β_t w_t w_tᵀ,
@@ -57,12 +55,6 @@ class PaTH(Encoding):
         self.conv = nn.Parameter(torch.empty(N, 3, H, K))
         self.a = nn.Parameter(torch.empty(N, H, shape.hidden))
         self.c = nn.Parameter(torch.empty(N, H))
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the parameters stay the model's
-        here.layer = layer
-        return here
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("down", "up"):

@@ -1,6 +1,5 @@
-import copy
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -8,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings import PerLayer
 
 
-class PoPE(Encoding):
+class PoPE(PerLayer):
     """PoPE: content sets lengths, position alone sets angles. Gopalakrishnan et al. 2025 (arXiv 2509.10534).
 
     score(i, j) = Σ softplus(q_im) · softplus(k_jm) · cos((i - j) · θ_m - δ_hm) / sqrt(K) over m = 0 … K - 1,
@@ -47,12 +46,6 @@ class PoPE(Encoding):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         self.phases = nn.Parameter(torch.empty(shape.layers, shape.heads, shape.head_dim))
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the phases stay the model's one parameter
-        here.layer = layer
-        return here
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if self.options.phase == "zero":

@@ -1,6 +1,4 @@
-import copy
 import math
-from typing import Self
 
 import torch
 from pydantic import Field
@@ -8,13 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding, linear
+from pe_core.encodings import PerLayer, linear
 from pe_core.encodings.path import short_convolution
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
 
 
-class SelectiveRoPE(Encoding):
+class SelectiveRoPE(PerLayer):
     """Selective RoPE: each token says by how much it turns the pairs. Movahedi et al. 2025 (arXiv 2511.17388).
 
     As RoPE on the whole head, but pair m of head h stands at the angle base^(-2m/K) · Σ φ_t over the tokens t up to the
@@ -63,12 +61,6 @@ class SelectiveRoPE(Encoding):
         self.up = nn.Parameter(torch.empty(N, H * M, R))
         self.conv = nn.Parameter(torch.empty(N, 4, H, M))
         self.c = nn.Parameter(torch.empty(N, H, 1, M)) if options.bias else None
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the parameters stay the model's
-        here.layer = layer
-        return here
 
     def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("down", "up"):

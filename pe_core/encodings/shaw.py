@@ -1,16 +1,14 @@
-import copy
 import math
-from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings import PerLayer
 
 
-class Shaw(Encoding):
+class Shaw(PerLayer):
     """Relative keys: each distance has a learned vector that queries look for. Shaw et al. 2018 (arXiv 1803.02155).
 
     score(i, j) = q_i · (k_j + a_d) / sqrt(K),  d = min(i - j, max_distance),
@@ -40,12 +38,6 @@ class Shaw(Encoding):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         self.tables = nn.Parameter(torch.empty(shape.layers, options.max_distance + 1, shape.head_dim))
-        self.layer = 0
-
-    def at(self, layer: int) -> Self:
-        here = copy.copy(self)  # a view: the tables stay the model's one parameter
-        here.layer = layer
-        return here
 
     def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
         table_RK = self.tables[self.layer].type_as(q_BHTK)
