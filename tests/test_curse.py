@@ -13,6 +13,7 @@ import test_notebooks
 import torch
 from conftest import interrupted_at
 from matplotlib import pyplot as plt
+from test_records import made
 
 from pe_core import curse, data, experiment, facts, plots, records, tables, trainer, words
 from pe_core.config import Experiment
@@ -500,6 +501,13 @@ def test_a_damaged_result_is_named(memorised, tmp_path):
         file.write_text(file.read_text()[:50])
     with pytest.raises(RecordError, match=r"'curse-\w+\.json' is not JSON .*delete it to measure again"):
         curse.evaluate(records.load(tmp_path / "copy"))
+
+
+def test_a_model_of_a_task_knows_no_facts(tmp_path):
+    record = made(tmp_path / "run")
+    record.config["corpus"] = "task:copy"
+    with pytest.raises(RecordError, match="run run: trained on 'task:copy'; a model of text is needed"):
+        curse.evaluate(record)
 
 
 @pytest.mark.slow
