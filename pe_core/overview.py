@@ -23,6 +23,7 @@ from pe_core.encodings import ENCODINGS
 from pe_core.records import Record
 
 BOOK = paths.ROOT / "book"
+_NAMED = 4  # models that a sentence of the front page lists by name; more are counted
 # What may differ between two models that are compared with each other.
 _COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed"}
 
@@ -53,8 +54,16 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
 
 
 def standard(found: Sequence[Record]) -> Groups:
-    """The models of the setting in which most encodings were trained, by label."""
+    """The models of the setting in which most encodings were trained, by label: those of `comparison.every`. Other variants of
+    an encoding stand on its own page and in the experiments."""
     apart = settings(found)
+    plain = {Experiment(**comparison.model(name)).label for name in comparison.every()}
+    return comparison.groups([record for record in apart[0] if record.label in plain]) if apart else {}
+
+
+def most_text(found: Sequence[Record]) -> Groups:
+    """The models of the setting with most training windows, by label."""
+    apart = sorted(settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
     return comparison.groups(apart[0]) if apart else {}
 
 
@@ -87,7 +96,8 @@ def best(table: pd.DataFrame) -> str:
     said = f"Of {len(table)} models on record **{first.label} has the lowest perplexity, {first.perplexity:.1f}**"
     counts = f"{_count(len(better))} found better than {against}, {_count(len(worse))} found worse"
     alike = known[~known.differs]
-    undecided = f", and for {', '.join(alike.label)} no difference was found" if len(alike) else ""
+    named = ", ".join(alike.label) if len(alike) <= _NAMED else f"the other {len(alike)}"
+    undecided = f", and for {named} no difference was found" if len(alike) else ""
     return f"{said}: {counts}{undecided} (p < 0.05 after Holm's correction for {len(known)} comparisons)."
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
@@ -139,6 +140,23 @@ def test_settings_are_kept_apart(found):
     assert [len(group) for group in apart] == [9, 1]
     assert list(overview.standard(found)) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
     assert "of 256 tokens" in overview.named(apart[1])
+
+
+def test_the_front_page_shows_one_model_of_each_encoding_and_the_note_the_most_text(found, tmp_path):
+    slope = made(tmp_path / "slope", "alibi", "ALiBi slope 0.25", 1)
+    longest = made(tmp_path / "long", "rope", "RoPE 25 %", 2)
+    longest.config["samples"], longest.data["windows"]["train"] = 10_000, 9_000
+    assert list(overview.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
+    assert overview.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
+    assert overview.most_text([]) == overview.standard([]) == {}
+
+
+def test_many_models_without_a_difference_are_counted(found):
+    table = comparison.frame(overview.standard(found), overview.baseline())
+    assert "and for ALiBi per head no difference was found" in overview.best(table)
+    alike = table[table.label == "ALiBi per head"]
+    many = pd.concat([table, *[alike.assign(label=f"ALiBi {n}") for n in range(4)]], ignore_index=True)
+    assert "and for the other 5 no difference was found" in overview.best(many)
 
 
 def test_findings_are_computed(found):

@@ -84,7 +84,7 @@ def test_nothing_is_said_without_runs():
 
 
 def test_the_published_records_have_the_notes_models():
-    found = overview.standard(overview.published())
+    found = overview.most_text(overview.published())
     assert reproduction.group(found, "none")
     assert reproduction.group(found, "rope")
     assert isinstance(reproduction.point_by_point(found), pd.DataFrame)
