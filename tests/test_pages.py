@@ -145,7 +145,7 @@ def test_settings_are_kept_apart(found):
 def test_the_front_page_shows_one_model_of_each_encoding_and_the_note_the_most_text(found, tmp_path):
     slope = made(tmp_path / "slope", "alibi", "ALiBi slope 0.25", 1)
     longest = made(tmp_path / "long", "rope", "RoPE 25 %", 2)
-    longest.config["samples"], longest.data["windows"]["train"] = 10_000, 9_000
+    longest.config["samples"], longest.data["windows"]["train"] = 20_000, 18_000
     assert list(overview.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
     assert overview.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
     assert overview.most_text([]) == overview.standard([]) == {}
