@@ -20,6 +20,7 @@ from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 
 LAST = 64  # tokens at the end of a window, scored at every length
+_ABOUT = ("label", "family", "panel", "trained_at", "length")
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
@@ -29,6 +30,7 @@ class Reading(NamedTuple):
     Attributes:
         cut: windows cut into pieces of `length` tokens (`lengths.heldout`).
         slid: tokens with at least half the context before them (`lengths.sliding`).
+        remark: what stands in for the model's own encoding, if anything does.
     """
 
     label: str
@@ -37,6 +39,12 @@ class Reading(NamedTuple):
     length: int
     cut: dict[int, HeldOut]
     slid: dict[int, HeldOut]
+    remark: str = ""
+
+    @property
+    def panel(self) -> str:
+        """Where figures show it: with its family, those whose encoding is another one than they were trained with apart."""
+        return f"{self.family}, stretched" if self.remark else self.family
 
 
 def windows(record: Record, longest: int) -> int:
@@ -66,7 +74,7 @@ def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
         for length in at:
             for remark, losses in _of(record, length, at[-1]).items():
                 label = f"{record.label}, {remark}" if remark else record.label
-                empty = Reading(label, record.family, record.config["seq_len"], length, {}, {})
+                empty = Reading(label, record.family, record.config["seq_len"], length, {}, {}, remark)
                 reading = found.setdefault((label, length), empty)
                 if isinstance(losses, ConfigError):
                     if label not in said:
@@ -113,12 +121,12 @@ def frame(readings: Sequence[Reading]) -> pd.DataFrame:
     """Three rows for each reading, one for each way to measure, the mean over seeds with intervals over documents.
 
     Returns:
-        columns label, family, trained_at, length, measure (`non-overlapping`, `sliding window`, `last tokens`), perplexity,
-        low, high, bits, bits_low, bits_high (per byte); NaN where an encoding has no such positions.
+        columns label, family, panel, trained_at, length, measure (`non-overlapping`, `sliding window`, `last tokens`),
+        perplexity, low, high, bits, bits_low, bits_high (per byte); NaN where an encoding has no such positions.
     """
     rows, tokens = [], scored(readings)
     for reading in readings:
-        about = {name: getattr(reading, name) for name in ("label", "family", "trained_at", "length")}
+        about = {name: getattr(reading, name) for name in _ABOUT}
         ends = _ends(reading, tokens)
         for name, parts in (("non-overlapping", reading.cut), ("sliding window", reading.slid), ("last tokens", ends)):
             whole = comparison.pool(list(parts.values())) if parts else None
@@ -182,14 +190,31 @@ def changes(readings: Sequence[Reading]) -> pd.DataFrame:
     return _corrected(rows)
 
 
+def paths(readings: Sequence[Reading]) -> pd.DataFrame:
+    """`changes` at every length from the one trained at on, where it is zero: columns label, family, panel, trained_at, length,
+    percent, low, high."""
+    tokens, own = scored(readings), {r.label: r for r in readings if r.length == r.trained_at}
+    rows = []
+    for reading in readings:
+        if reading.length >= reading.trained_at and reading.slid and reading.label in own:
+            change = _paired(_ends(reading, tokens), _ends(own[reading.label], tokens)).estimate
+            if reading is own[reading.label]:
+                change = Estimate(0.0, 0.0, 0.0)
+            about = {name: getattr(reading, name) for name in _ABOUT}
+            rows.append({**about, "percent": change.value, "low": change.low, "high": change.high})
+    return pd.DataFrame(rows, columns=[*_ABOUT, "percent", "low", "high"])
+
+
 def curves(readings: Sequence[Reading]) -> dict[str, pd.DataFrame]:
-    """Perplexity by position in the longest windows for each model (`metrics.position_curve`), the mean over seeds."""
+    """Perplexity by position in the longest windows for each model (`metrics.position_curve`), the mean over seeds. From a
+    quarter of the trained length on: before, each position has few tokens, and no model has met anything new."""
     longest = max(reading.length for reading in readings)
-    return {
-        reading.label: metrics.position_curve(comparison.pool(list(reading.cut.values())))
-        for reading in readings
-        if reading.length == longest and reading.cut
-    }
+    found = {}
+    for reading in readings:
+        if reading.length == longest and reading.cut:
+            curve = metrics.position_curve(comparison.pool(list(reading.cut.values())), points=48)
+            found[reading.label] = curve[curve.start >= reading.trained_at // 4]
+    return found
 
 
 def _ends(reading: Reading, tokens: int) -> dict[int, HeldOut]:

@@ -7,6 +7,7 @@ for dark pages (light for dark, hues kept). Each carries a description of what i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.transforms import ScaledTranslation
 
 # Okabe & Ito's colours: told apart under every common form of colour blindness.
 FAMILY_COLOURS = {
@@ -32,6 +34,7 @@ FAMILY_COLOURS = {
 }
 _DASHES = ("-", "--", ":", "-.")
 _MARKS = "osD^vPX*"
+_BANDS = 3  # lines in a panel of many that still have theirs
 
 
 WIDTH = 5.2  # inches; at 350 pixels, a phone's column, labels are still 10 pixels high
@@ -88,12 +91,15 @@ def _panel(ax: Axes) -> str:
 
 def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash, and by shade
-    where a family has more members than there are dashes."""
+    where a family (or a `panel`, where the frame has that) has more members than there are dashes."""
     chosen: dict[str, dict[str, Any]] = {}
-    used: dict[str, int] = {}
-    for label, family in frame[["label", "family"]].drop_duplicates().itertuples(index=False):
-        nth = used.get(family, 0)
-        used[family] = nth + 1
+    used: Counter[str] = Counter()
+    beside = frame.get("panel", frame.family)  # those who have to be told apart
+    for label, family, panel in zip(frame.label, frame.family, beside, strict=True):
+        if label in chosen:
+            continue
+        nth = used[panel]
+        used[panel] += 1
         shade = _mixed(_colour(family), "#888888", min(0.3 * (nth // len(_DASHES)), 0.9))
         chosen[label] = {"color": shade, "linestyle": _DASHES[nth % len(_DASHES)]}
     return chosen
@@ -138,10 +144,10 @@ def position_panels(
     Args:
         families: of each label.
     """
-    shown = list(dict.fromkeys(families[label] for label in curves))
-    figure, axes = _panels(len(shown), across=1, height=2.6)
-    for ax, family in zip(axes, shown, strict=True):
-        _position_curves(ax, {label: curve for label, curve in curves.items() if families[label] == family}, looks, ranges)
+    figure, panels = _stack([families[label] for label in curves])
+    for family, ax in panels.items():
+        within = {label: curve for label, curve in curves.items() if families[label] == family}
+        _position_curves(ax, within, looks, ranges, bands=len(within) <= _BANDS)
         for nth, line in enumerate(line for line in ax.lines if line.get_label() in curves):
             line.set(marker=_MARKS[nth % len(_MARKS)], markersize=4)
         ax.set(title=family)
@@ -149,17 +155,33 @@ def position_panels(
     return figure
 
 
+def _stack(of_each: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+    """A panel for each name, one below the other, with the same vertical axis and room for a legend below each.
+
+    Args:
+        of_each: the panel of each line.
+    """
+    lines = Counter(of_each)
+    height = sum(2.3 + 0.19 * math.ceil(count / 2) for count in lines.values())
+    figure, axes = plt.subplots(len(lines), 1, sharey=True, squeeze=False, figsize=(WIDTH, 0.5 + height))
+    return figure, dict(zip(lines, axes.flat, strict=True))
+
+
 def _legend_below(ax: Axes) -> None:
-    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.25), borderaxespad=0, ncols=2)
+    """Two columns, a fixed way below the panel: under the name of its axis, however high it is."""
+    assert isinstance(ax.figure, Figure)
+    below = ax.transAxes + ScaledTranslation(0, -38 / 72, ax.figure.dpi_scale_trans)
+    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0, ncols=2)
 
 
 def _position_curves(
-    ax: Axes, curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int]
+    ax: Axes, curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int], bands: bool = True
 ) -> None:
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
         ax.plot(seen, curve.perplexity, label=label, **looks[label])
-        ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=0.15, lw=0)
+        if bands:
+            ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=0.15, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
@@ -292,30 +314,32 @@ def by_length(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
 
 
 def contexts(table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str = "perplexity", title: str = "") -> Figure:
-    """Perplexity or bits per byte by the context measured at (`extrapolation.frame`), one panel for each family.
+    """What a model does at other contexts (`extrapolation.frame`, `extrapolation.paths`), one panel for each family.
 
     Args:
-        value: `perplexity`, or `bits`, which is drawn on a linear scale.
+        value: `perplexity`, drawn without bands, which would show how documents differ, and all models share those; or
+            `percent`, the paired change, with 95 % bands. That is drawn up to 100 %: what is above has broken.
     """
-    low, high = ("low", "high") if value == "perplexity" else (f"{value}_low", f"{value}_high")
-    families, known = list(dict.fromkeys(table.family)), table[table[value].notna()]
-    figure, axes = _panels(len(families), across=1, height=2.6)
-    for ax, family in zip(axes, families, strict=True):
-        for nth, (label, rows) in enumerate(known[known.family == family].groupby("label", sort=False)):
+    known = table[table[value].notna()]
+    figure, panels = _stack(list(known.drop_duplicates("label").panel))
+    for panel, ax in panels.items():
+        for nth, (label, rows) in enumerate(known[known.panel == panel].groupby("label", sort=False)):
             ax.plot(rows.length, rows[value], marker=_MARKS[nth % len(_MARKS)], ms=5, label=label, **looks[label])
-            ax.fill_between(rows.length, rows[low], rows[high], color=looks[label]["color"], alpha=0.12, lw=0)
+            if value == "percent":
+                ax.fill_between(rows.length, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
         for length in table.trained_at.unique():
             ax.axvline(length, color="0.6", lw=0.8, zorder=0)
-        ax.set(
-            title=family, xlabel="context, tokens", ylabel="", xscale="log", yscale="log" if value == "perplexity" else "linear"
-        )
+        scale = "log" if value == "perplexity" else "linear"
+        ax.set(title=panel, xlabel="context, tokens", ylabel="", xscale="log", yscale=scale)
         ax.set_xticks(sorted(table.length.unique()))
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
         if value == "perplexity":
             _plain_log(ax)
-        if ax.get_legend_handles_labels()[1]:
-            _legend_below(ax)
+        else:
+            ax.axhline(0, color="0.4", lw=1, zorder=0)
+            ax.set_ylim(max(known.low.min(), -50), min(known.high.max(), 100))
+        _legend_below(ax)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

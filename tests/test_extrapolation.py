@@ -142,17 +142,32 @@ def test_ranking_and_changes(readings):
     assert (changes.p_holm >= changes.p).all()
 
 
+def test_paths_end_where_changes_are(readings):
+    paths, changes = extrapolation.paths(readings), extrapolation.changes(readings).set_index("label")
+    ends = paths[paths.length == 64].set_index("label")
+    assert set(ends.index) == set(changes.index)
+    assert ends.percent.to_dict() == pytest.approx(changes.percent.to_dict())
+    assert (paths[paths.length == 16].percent == 0).all()
+    assert (paths.length >= 16).all()
+
+
 def test_figures_tables_and_words(readings, trained):
     table, looks = extrapolation.frame(readings), plots.looks(extrapolation.frame(readings))
+    panels = dict(zip(table.label, table.panel, strict=True))
+    everyone = list(dict.fromkeys(table.panel))
+    assert "rotary, stretched" in everyone
     for figure in (
-        plots.contexts(table[table.measure == "last tokens"], looks, "bits"),
+        plots.contexts(extrapolation.paths(readings), looks, "percent"),
         plots.contexts(table[table.measure == "sliding window"], looks),
-        plots.position_panels(extrapolation.curves(readings), looks, dict(zip(table.label, table.family, strict=True)), [16]),
+        plots.position_panels(extrapolation.curves(readings), looks, panels, [16]),
     ):
         figure.canvas.draw()
-        assert [ax.get_title() or ax.get_title("left") for ax in figure.axes] == ["rotary", "none", "absolute"][
-            : len(figure.axes)
-        ]
+        shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
+        assert shown == [panel for panel in everyone if panel in shown]
+        assert len(shown) >= 3
+        for ax in figure.axes:  # no legend over the name of the axis above it
+            legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
+            assert legend.y1 <= name.y0
         plt.close(figure)
     ranked, changes = extrapolation.ranking(readings), extrapolation.changes(readings)
     html = (
