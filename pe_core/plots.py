@@ -185,8 +185,8 @@ def _position_curves(
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
-    end = max(curve.end.max() for curve in curves.values())
-    ticks = [2**n for n in range(24) if 2**n <= end]
+    start, end = min(curve.start.min() for curve in curves.values()), max(curve.end.max() for curve in curves.values())
+    ticks = [2**n for n in range(24) if start < 2**n <= end]
     ax.set_xticks(ticks if len(ticks) <= 10 else ticks[::2])
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
