@@ -177,11 +177,12 @@ def _legend_below(ax: Axes) -> None:
 def _position_curves(
     ax: Axes, curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int], bands: bool = True
 ) -> None:
+    faint = min(0.15, 0.4 / len(curves))  # bands overlap: models share the documents that differ
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
         ax.plot(seen, curve.perplexity, label=label, **looks[label])
         if bands:
-            ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=0.15, lw=0)
+            ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=faint, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
