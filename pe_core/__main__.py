@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from pe_core import distributed
 from pe_core.config import PRESETS, Experiment
 from pe_core.errors import ConfigError, CorpusError, LabError, RecordError, unknown
 
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr) if parsed.json else contextlib.nullcontext():
             value = parsed.command(parsed)
         with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has seen enough
-            print(json.dumps(value, indent=1, allow_nan=False) if parsed.json else value, flush=True)
+            if distributed.rank() == 0:
+                print(json.dumps(value, indent=1, allow_nan=False) if parsed.json else value, flush=True)
         return 0
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
