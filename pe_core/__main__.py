@@ -90,6 +90,7 @@ def _parser() -> _Parser:
             one.add_argument("--fresh", action="store_true", help="train again even where there is a finished record")
         if command is _sweep:
             one.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one a core, or one on a GPU)")
+            one.add_argument("--address", help="of a Ray cluster: auto, ray://HOST:10001, or local; --runs may then be a URL")
         if command is _estimate:
             one.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
             one.add_argument("--trials", type=int, metavar="N", help="how many runs in all (default: one a combination)")
@@ -217,7 +218,7 @@ def _sweep(parsed: argparse.Namespace) -> Any:
     from pe_core.experiment import sweep
 
     _at_least_one(workers=parsed.workers)
-    trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers)
+    trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers, parsed.address)
     return _many(trained, parsed.json)
 
 

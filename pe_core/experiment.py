@@ -50,7 +50,7 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     distributed.share(experiment.batch_size)  # refused before any data is read
     distributed.join(experiment.device)
     prepared = _prepared(experiment, root / ".cache")
-    folder = root / _name(experiment, prepared)
+    folder = root / run_id(experiment, prepared)
     label = experiment.label
     locks = root / ".locks"
     locks.mkdir(exist_ok=True)
@@ -195,7 +195,11 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
 
 
 def sweep(
-    experiments: Iterable[Experiment], runs: str | Path | None = None, fresh: bool = False, workers: int | None = None
+    experiments: Iterable[Experiment],
+    runs: str | Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> list[Record]:
     """`run` every experiment; the records come in the order given.
 
@@ -204,18 +208,26 @@ def sweep(
 
     Args:
         workers: runs at a time; `None` is one a core on a CPU, and one on a GPU.
+        address: of a Ray cluster that trains them, one a GPU or a core of all its machines: `auto`, `ray://host:10001`, or
+            `local`. `runs` is then a folder all of them see, or a URL such as `s3://bucket/runs` (see `cluster`).
 
     Raises:
         LabError: settings or data are bad, or at the end, where some runs failed: what was trained is kept.
     """
     if distributed.processes() > 1:
         raise ConfigError("a sweep starts processes of its own; `torchrun` and `accelerate launch` are for one run")
+    if address is not None:
+        from pe_core import cluster
+
+        if workers is not None:
+            raise ConfigError(f"workers={workers}: on a cluster its GPUs and cores decide how many run at a time")
+        return cluster.sweep(list(experiments), address, runs, fresh)
     chosen = [experiment.resolved() for experiment in experiments]
     runs = paths.runs(runs)
     names, waiting = [], {}
     for experiment in chosen:
         prepared = data.prepare(experiment, runs / ".cache")
-        names.append(name := _name(experiment, prepared))
+        names.append(name := run_id(experiment, prepared))
         if fresh or not (runs / name / records.RECORD).exists():
             _start(experiment, prepared, runs)
             waiting[name] = experiment
@@ -223,7 +235,7 @@ def sweep(
     most = parallel.cores() if on_cpu else 1
     # By the runs asked for, not by those left: a sweep that goes on gives each run as many cores as it had.
     workers = min(workers or most, len(set(names)))
-    labels = _distinct(waiting)
+    labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
         parallel.each(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
         return [records.load(runs / name) for name in names]
@@ -239,7 +251,7 @@ def sweep(
     return [found[name] for name in names]
 
 
-def _distinct(waiting: dict[str, Experiment]) -> dict[str, str]:
+def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
     """A label for each run: the model's and its task's, with its seed and then its id where that does not tell runs apart."""
     labels = {name: e.label + (f", {e.task}" if e.task else "") for name, e in waiting.items()}
     for suffix in ({name: f", seed {e.seed}" for name, e in waiting.items()}, {name: f" ({name[-4:]})" for name in waiting}):
@@ -248,7 +260,8 @@ def _distinct(waiting: dict[str, Experiment]) -> dict[str, str]:
     return labels
 
 
-def _name(experiment: Experiment, prepared: data.Data) -> str:
+def run_id(experiment: Experiment, prepared: data.Data) -> str:
+    """The id of a resolved experiment on its data, which is the name of its folder."""
     return f"{experiment.encoding}-{experiment.preset}-{experiment.digest(prepared.fingerprint)}"
 
 
