@@ -71,7 +71,7 @@ lab: .venv/.ready  ## open the notebooks in JupyterLab
 bench: .venv/.ready  ## how fast is training, beside what else there is (BENCH=--short: two minutes)
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
 
-gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (two minutes)
+gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (a few minutes)
 	$(BIN)/python -m pe_core.gpu_check
 
 clean:  ## remove what was built; runs/ stays

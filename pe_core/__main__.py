@@ -1,4 +1,4 @@
-"""The command line: `python -m pe_core run|sweep|list|show`, for those who want no notebook.
+"""The command line: `python -m pe_core run|sweep|estimate|list|show`, for those who want no notebook.
 
 Every setting of `Experiment` is an option here, a new one without an edit, and is checked by `Experiment` itself.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
+from pe_core import distributed
 from pe_core.config import PRESETS, Experiment
 from pe_core.errors import ConfigError, CorpusError, LabError, RecordError, unknown
 
@@ -27,6 +28,7 @@ _EXAMPLES = """examples:
   python -m pe_core run --encoding alibi -o slope=0.0625 --samples 1000
   python -m pe_core sweep --encoding none rope alibi --seed 42 43 44 --samples 1000 --json
   python -m pe_core sweep --encoding rope alibi -o alibi.slope=0.0625 -o alibi.slope=0.25
+  python -m pe_core estimate --trials 1000 --encoding rope alibi --workers 8
   python -m pe_core list
   python -m pe_core list encodings
   python -m pe_core show alibi-nano-0ad537d630
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr) if parsed.json else contextlib.nullcontext():
             value = parsed.command(parsed)
         with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has seen enough
-            print(json.dumps(value, indent=1, allow_nan=False) if parsed.json else value, flush=True)
+            if distributed.rank() == 0:
+                print(json.dumps(value, indent=1, allow_nan=False) if parsed.json else value, flush=True)
         return 0
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,16 +78,22 @@ def _parser() -> _Parser:
         prog="python -m pe_core", description="Train small language models that differ in their position encoding.",
         epilog=_EXAMPLES,
     )  # fmt: skip
-    commands = parser.add_subparsers(metavar="run | sweep | list | show", required=True)
+    commands = parser.add_subparsers(metavar="run | sweep | estimate | list | show", required=True)
     for command, what in (
         (_run, "train and measure one model"),
         (_sweep, "the same for every combination of the values given"),
+        (_estimate, "what that would cost, by the finished runs that are there"),
     ):
         one = commands.add_parser(command.__name__[1:], help=what, description=what.capitalize() + ".", epilog=_EXAMPLES)
-        _add_settings(one, several=command is _sweep)
-        one.add_argument("--fresh", action="store_true", help="train again even where there is a finished record")
+        _add_settings(one, several=command is not _run)
+        if command is not _estimate:
+            one.add_argument("--fresh", action="store_true", help="train again even where there is a finished record")
         if command is _sweep:
             one.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: one a core, or one on a GPU)")
+            one.add_argument("--address", help="of a Ray cluster: auto, ray://HOST:10001, or local; --runs may then be a URL")
+        if command is _estimate:
+            one.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+            one.add_argument("--trials", type=int, metavar="N", help="how many runs in all (default: one a combination)")
         _finish(one, command)
     listed = commands.add_parser("list", help="finished runs, or what can be chosen", epilog=_EXAMPLES)
     listed.add_argument("what", nargs="?", default="runs", help=f"{', '.join(_LISTS)} (default: runs)")
@@ -208,10 +217,24 @@ def _run(parsed: argparse.Namespace) -> Any:
 def _sweep(parsed: argparse.Namespace) -> Any:
     from pe_core.experiment import sweep
 
-    if parsed.workers is not None and parsed.workers < 1:
-        raise ConfigError(f"workers={parsed.workers}: should be 1 or more")
-    trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers)
+    _at_least_one(workers=parsed.workers)
+    trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers, parsed.address)
     return _many(trained, parsed.json)
+
+
+def _estimate(parsed: argparse.Namespace) -> Any:
+    from pe_core import estimate, records
+
+    _at_least_one(workers=parsed.workers, trials=parsed.trials)
+    chosen = _experiments(parsed)
+    cost = estimate.sweep(chosen, records.load_all(parsed.runs), parsed.trials or len(chosen), parsed.workers)
+    return cost if parsed.json else estimate.sentence(cost)
+
+
+def _at_least_one(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: should be 1 or more")
 
 
 def _show(parsed: argparse.Namespace) -> Any:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.cache_utils import DynamicLayer
 
+from pe_core import hardware
 from pe_core.encodings import Encoding
 
 if TYPE_CHECKING:
@@ -31,12 +33,19 @@ class Positions:
         visible_BTS: True where query t may look at key s. `None` when the plain causal rule says it all, so
             that attention can use its fast path.
         padding_BT: True where a query's token is padding. `None` where no token is.
+        whole: True for whole windows, each token one position after the last, and nothing cached or padded.
     """
 
     def __init__(
-        self, query_BT: Tensor, key_BS: Tensor, visible_BTS: Tensor | None = None, padding_BT: Tensor | None = None
+        self,
+        query_BT: Tensor,
+        key_BS: Tensor,
+        visible_BTS: Tensor | None = None,
+        padding_BT: Tensor | None = None,
+        whole: bool = False,
     ) -> None:
         self.query_BT, self.key_BS, self.visible_BTS, self.padding_BT = query_BT, key_BS, visible_BTS, padding_BT
+        self.whole = whole
 
     @property
     def visible(self) -> Tensor:
@@ -53,6 +62,10 @@ _EXPLICIT_UP_TO = 512
 
 def _explicit_is_faster(q: Tensor, keys: int) -> bool:
     return q.device.type == "cpu" and keys <= _EXPLICIT_UP_TO and torch.compiler.is_compiling()
+
+
+def _flex_pays(q: Tensor, keys: int) -> bool:
+    return hardware.flex(q.device.type, keys) and torch.compiler.is_compiling()
 
 
 def attend(
@@ -86,6 +99,25 @@ def attend(
     if bias is not None:
         mask = torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale), None
+
+
+def _flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, last_BH1S: Tensor, scale: float) -> Tensor:
+    """The same for whole windows and a bias by distance, of which the last query's is given; it is never written out.
+
+    FlexAttention: Dong et al. 2024 (arXiv 2412.05496).
+    """
+    H, S = k_BHSK.shape[1:3]
+    by_distance_HS = last_BH1S[0, :, 0].flip(-1).expand(H, S).contiguous()
+
+    def add_bias(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return score + by_distance_HS[h, (t - s).clamp(min=0)]
+
+    def causal(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return t >= s
+
+    blocks = create_block_mask(causal, None, None, S, S, device=q_BHTK.device)
+    out_BHTK: Tensor = flex_attention(q_BHTK, k_BHSK, v_BHSK, score_mod=add_bias, block_mask=blocks, scale=scale)
+    return out_BHTK
 
 
 def _weights(
@@ -132,6 +164,10 @@ class _Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         given = q_BHTK, k_BHSK, positions.query_BT, positions.key_BS, kept_BHSE
         path = self.config._attn_implementation
+        if path == "sdpa" and positions.whole and self.encoding.bias_by_distance and _flex_pays(q_BHTK, k_BHSK.shape[2]):
+            last = self.encoding.bias(q_BHTK[:, :, -1:], k_BHSK, positions.query_BT[:, -1:], positions.key_BS, None)
+            if last is not None:
+                return _flex(q_BHTK, k_BHSK, v_BHSK, last, self.scale), None
         bias, scores_BHTS = self.encoding.bias(*given), self.encoding.scores(*given)
         return attend(q_BHTK, k_BHSK, v_BHSK, bias, positions, self.scale, path, scores_BHTS, self.weigh)
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock, Timeout
 
-from pe_core import data, hardware, metrics, parallel, paths, progress, records
+from pe_core import data, distributed, hardware, metrics, parallel, paths, progress, records
 from pe_core.config import Experiment
-from pe_core.errors import LabError, RecordError, TrainingError
+from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -35,6 +35,9 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     An unfinished run goes on from its checkpoint. The run's folder is `<runs>/<id>`; it holds the record, the held-out
     losses by document and position, and the model with its tokenizer.
 
+    In several processes, as `torchrun` starts them, each trains on its part of every batch; id and results stay the same, but
+    for the order of sums. All of them need to see the runs folder; only the first one writes there.
+
     Args:
         runs: where records are kept; `None` is the default folder (see `paths.runs`).
         fresh: forget a finished or unfinished run of the same experiment and start again.
@@ -44,28 +47,47 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     """
     experiment = experiment.resolved()
     root = paths.runs(runs)
-    prepared = data.prepare(experiment, root / ".cache")
-    folder = root / _name(experiment, prepared)
+    distributed.share(experiment.batch_size)  # refused before any data is read
+    distributed.join(experiment.device)
+    prepared = _prepared(experiment, root / ".cache")
+    folder = root / run_id(experiment, prepared)
     label = experiment.label
     locks = root / ".locks"
     locks.mkdir(exist_ok=True)
     threads = torch.get_num_threads()
+    lock = FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS)
+
+    def begin() -> tuple[bool, Record | None]:
+        """Whether to train, and the run to start from."""
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RecordError(f"run {folder.name} is being trained by another process") from None
+        if (folder / records.RECORD).exists() and not fresh:
+            progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
+            return False, None
+        start = _start(experiment, prepared, root)  # before anything is deleted
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        return True, start
+
     try:
-        with FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS):
-            if (folder / records.RECORD).exists() and not fresh:
-                progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
-            else:
-                start = _start(experiment, prepared, root)  # before anything is deleted
-                if fresh:
-                    shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True, exist_ok=True)
-                _train_and_measure(experiment, prepared, folder, label, start)
-            (folder / records.CHECKPOINT).unlink(missing_ok=True)
-            return records.load(folder)  # as anyone will read it, not as it was in memory
-    except Timeout:
-        raise RecordError(f"run {folder.name} is being trained by another process") from None
+        train, start = distributed.first(begin)
+        if train:
+            _train_and_measure(experiment, prepared, folder, label, start)
+        distributed.first(lambda: (folder / records.CHECKPOINT).unlink(missing_ok=True))
+        return records.load(folder)  # as anyone will read it, not as it was in memory
     finally:
+        lock.release()
         torch.set_num_threads(threads)  # a resumed run keeps to those it began with
+
+
+def _prepared(experiment: Experiment, cache: Path) -> data.Data:
+    """Its data. Of several processes, the first one makes what the others then find in the cache."""
+    made: list[data.Data] = []
+    distributed.first(lambda: made.append(data.prepare(experiment, cache)))
+    return made[0] if made else data.prepare(experiment, cache)
 
 
 # What two runs must share where one starts from the other's weights: text, its tokens and its split, and most shapes.
@@ -139,6 +161,8 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
     if not experiment.task:  # no sentence can be written in a task's tokens
         measured["reversal"] = reversal.note_numbers(model, prepared.tokenizer, experiment.seq_len)
 
+    if distributed.rank() > 0:
+        return
     with _quiet():
         model.save_pretrained(folder / records.MODEL)
     # `generate` goes on from the last token of each row, so a batch is padded on the left.
@@ -157,6 +181,7 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
         versions=made_with,
         runtime={
             **hardware.describe(experiment.device),
+            "processes": distributed.processes(),
             "compiled": compute.compiled,
             "train_seconds": state.seconds,
             "eval_seconds": state.eval_seconds + time.perf_counter() - measuring,
@@ -170,7 +195,11 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
 
 
 def sweep(
-    experiments: Iterable[Experiment], runs: str | Path | None = None, fresh: bool = False, workers: int | None = None
+    experiments: Iterable[Experiment],
+    runs: str | Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
 ) -> list[Record]:
     """`run` every experiment; the records come in the order given.
 
@@ -179,16 +208,26 @@ def sweep(
 
     Args:
         workers: runs at a time; `None` is one a core on a CPU, and one on a GPU.
+        address: of a Ray cluster that trains them, one a GPU or a core of all its machines: `auto`, `ray://host:10001`, or
+            `local`. `runs` is then a folder all of them see, or a URL such as `s3://bucket/runs` (see `cluster`).
 
     Raises:
         LabError: settings or data are bad, or at the end, where some runs failed: what was trained is kept.
     """
+    if distributed.processes() > 1:
+        raise ConfigError("a sweep starts processes of its own; `torchrun` and `accelerate launch` are for one run")
+    if address is not None:
+        from pe_core import cluster
+
+        if workers is not None:
+            raise ConfigError(f"workers={workers}: on a cluster its GPUs and cores decide how many run at a time")
+        return cluster.sweep(list(experiments), address, runs, fresh)
     chosen = [experiment.resolved() for experiment in experiments]
     runs = paths.runs(runs)
     names, waiting = [], {}
     for experiment in chosen:
         prepared = data.prepare(experiment, runs / ".cache")
-        names.append(name := _name(experiment, prepared))
+        names.append(name := run_id(experiment, prepared))
         if fresh or not (runs / name / records.RECORD).exists():
             _start(experiment, prepared, runs)
             waiting[name] = experiment
@@ -196,7 +235,7 @@ def sweep(
     most = parallel.cores() if on_cpu else 1
     # By the runs asked for, not by those left: a sweep that goes on gives each run as many cores as it had.
     workers = min(workers or most, len(set(names)))
-    labels = _distinct(waiting)
+    labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
         parallel.each(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
         return [records.load(runs / name) for name in names]
@@ -212,7 +251,7 @@ def sweep(
     return [found[name] for name in names]
 
 
-def _distinct(waiting: dict[str, Experiment]) -> dict[str, str]:
+def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
     """A label for each run: the model's and its task's, with its seed and then its id where that does not tell runs apart."""
     labels = {name: e.label + (f", {e.task}" if e.task else "") for name, e in waiting.items()}
     for suffix in ({name: f", seed {e.seed}" for name, e in waiting.items()}, {name: f" ({name[-4:]})" for name in waiting}):
@@ -221,7 +260,8 @@ def _distinct(waiting: dict[str, Experiment]) -> dict[str, str]:
     return labels
 
 
-def _name(experiment: Experiment, prepared: data.Data) -> str:
+def run_id(experiment: Experiment, prepared: data.Data) -> str:
+    """The id of a resolved experiment on its data, which is the name of its folder."""
     return f"{experiment.encoding}-{experiment.preset}-{experiment.digest(prepared.fingerprint)}"
 
 

@@ -1,10 +1,10 @@
-"""`make gpu-check`: whether a GPU computes what the CPU does, and how fast. About two minutes; nothing is kept."""
+"""`make gpu-check`: whether a GPU computes what the CPU does, and how fast. A few minutes; nothing is kept."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,6 +50,28 @@ def differences(device: str, preset: str = "nano") -> dict[str, float]:
     return found
 
 
+def flex_differences(device: str, tokens: int = 1_024) -> dict[str, float]:
+    """For every encoding whose bias may be added within FlexAttention's kernel, the largest difference between that and the
+    bias written out: of any loss, and of any gradient as a share of the largest of its tensor. Compiled, in fp32, of windows
+    long enough that training would take that kernel."""
+    found = {}
+    for name in encodings.ENCODINGS:
+        options = encodings.options(name, {}).model_dump()
+        config = LabConfig.of(Experiment(encoding=name, options=options, preset="nano", seq_len=tokens))
+        model = LabForCausalLM(config).initialise(0).to(device)
+        if not model.encoding.bias_by_distance:
+            continue
+        ids = torch.randint(config.vocab_size, (2, tokens + 1), generator=torch.Generator().manual_seed(0)).to(device)
+
+        def outcome(losses: Any, model: LabForCausalLM = model, ids: torch.Tensor = ids) -> list[torch.Tensor]:
+            each = losses(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            return [each.detach(), *torch.autograd.grad(each.mean(), list(model.parameters()))]
+
+        written_out, within = outcome(model.losses), outcome(torch.compile(model.losses, fullgraph=True, dynamic=False))
+        found[name] = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(written_out, within, strict=True))
+    return found
+
+
 def speed(device: str, precision: str, preset: str = "pythia-70m", steps: int = 20) -> Speed:
     """Training steps of 8 windows of 128 tokens, as a run would take them, after some to warm up."""
     experiment = Experiment(encoding="rope", preset=preset, device=device, precision=precision).resolved()
@@ -74,13 +96,16 @@ def main() -> int:
         found = differences(device)
         for name, difference in found.items():
             print(f"  {name:<16} largest difference from the CPU's logits {difference:.1e}{_verdict(difference)}")
+        within = flex_differences(device)
+        for name, difference in within.items():
+            print(f"  {name:<16} largest difference of FlexAttention {difference:.1e}{_verdict(difference)}")
         for precision in ("fp32", "bf16"):
             rate, memory = speed(device, precision)
             print(f"  pythia-70m, {precision}: {rate:,.0f} tokens/s, {memory:,.0f} MB at most")
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return int(any(_verdict(difference) for difference in found.values()))
+    return int(any(_verdict(difference) for difference in (*found.values(), *within.values())))
 
 
 def _verdict(difference: float) -> str:

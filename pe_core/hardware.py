@@ -57,6 +57,17 @@ def compilation(name: str) -> str:
     return "on" if found else "off"
 
 
+# From how many keys on a bias by distance is added within FlexAttention's kernel, by kind of device; elsewhere never, since
+# torch (2.13) cannot train with it there. Written out, the bias of eight heads takes 32 MB a layer at 1,024 keys, its gradient
+# as much; below that there is little to save. No card was at hand to measure on; `make gpu-check` holds it against the other.
+_FLEX_FROM = {"cuda": 1_024}
+
+
+def flex(kind: str, keys: int) -> bool:
+    """Whether attention on this kind of device takes FlexAttention's kernel for a bias by distance."""
+    return kind in _FLEX_FROM and keys >= _FLEX_FROM[kind]
+
+
 def describe(device: str) -> dict[str, str | int]:
     """Name of the processor a run used, with the number of threads on a CPU."""
     if device.startswith("cuda"):

@@ -179,7 +179,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _windows(self, input_ids: Tensor) -> Tensor:
         positions_1T = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        x_BTD, _, _ = self.hidden(input_ids, Positions(positions_1T, positions_1T))
+        x_BTD, _, _ = self.hidden(input_ids, Positions(positions_1T, positions_1T, whole=True))
         return x_BTD
 
     @property

@@ -18,6 +18,8 @@ def runs(folder: str | Path | None = None) -> Path:
     Raises:
         RecordError: it cannot be created or written to.
     """
+    if "://" in str(folder):
+        raise RecordError(f"runs='{folder}': a URL is for sweeps with an address; elsewhere name a folder")
     default = (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "runs"
     path = Path(str(folder or os.environ.get("PE_RUNS") or default)).expanduser().resolve()
     try:

@@ -50,6 +50,7 @@ def settings(record: Record) -> Styler:
         "seed": str(config["seed"]),
         "machine": f"{record.runtime['device']}"
         + (f", {record.runtime['threads']} threads" if "threads" in record.runtime else "")
+        + (f" in each of {record.runtime['processes']} processes" if record.runtime.get("processes", 1) > 1 else "")
         + f", {config['precision']}, {'compiled' if record.runtime['compiled'] else 'not compiled'}",
         "run": record.run,
     }

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pe_core import distributed
 from pe_core.errors import ConfigError, unknown
 
 PROJECT = "position-encoding-lab"
@@ -27,7 +28,8 @@ def started(folder: Path, settings: dict[str, Any]) -> Iterator[Log]:
     Raises:
         ConfigError: there is no such tracker, or its package is not installed.
     """
-    trackers = [_start(name, folder) for name in os.environ.get("PE_TRACKER", "").replace(" ", "").split(",") if name]
+    names = os.environ.get("PE_TRACKER", "").replace(" ", "") if distributed.rank() == 0 else ""
+    trackers = [_start(name, folder) for name in names.split(",") if name]
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
 
     def log(values: dict[str, float], epoch: int) -> None:

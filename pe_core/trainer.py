@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import progress, words
+from pe_core import distributed, progress, words
 from pe_core.config import Experiment
 from pe_core.data import Data
 from pe_core.errors import TrainingError
@@ -59,7 +59,7 @@ def train(
     """Train until the held-out loss has not improved for `patience` epochs, and restore the best epoch's weights.
 
     Resumes from the checkpoint in `folder` where there is one. Prints one line per epoch, as the results note does, and
-    gives its losses to `log`.
+    gives its losses to `log`. Of several processes each trains its part of every batch, and all end with the same weights.
 
     Returns:
         how it went, and the (compiled) losses of the model, which now holds the best weights.
@@ -132,12 +132,12 @@ def train(
 
 
 class Stepper:
-    """One training step: loss, gradients, clipping, AdamW."""
+    """One training step: loss, gradients, clipping, AdamW. Of several processes each takes its rows of the batch."""
 
     def __init__(self, model: LabForCausalLM, experiment: Experiment) -> None:
         assert experiment.lr is not None, "a resolved experiment has a learning rate"
         self.parameters, self.clip = list(model.parameters()), experiment.clip
-        self.compute = LossFunction(model, experiment)
+        self.compute, self.rows = LossFunction(model, experiment), distributed.share(experiment.batch_size)
         fused = not experiment.device.startswith("mps")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=experiment.lr, weight_decay=experiment.weight_decay, fused=fused)
         # AdamW would allocate its moments at the end of the first step, in the holes that activations have just left, which
@@ -154,14 +154,23 @@ class Stepper:
 
         Where either is not finite the weights are left as they were.
         """
-        loss = self.compute(inputs_BT, targets_BT)
+        loss = self._loss(inputs_BT, targets_BT)
         loss.backward()  # type: ignore[no-untyped-call]
+        distributed.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         loss_value, norm_value = loss.item(), norm.item()
         if math.isfinite(loss_value + norm_value):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss_value, norm_value
+
+    def _loss(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The batch's mean loss; in one of several processes its rows' part of that mean, and all parts add up to it."""
+        if distributed.processes() == 1:
+            return self.compute(inputs_BT, targets_BT)
+        ours_BT = targets_BT[self.rows]
+        # By targets and not by rows: of a task's windows, some score more targets than others.
+        return self.compute(inputs_BT[self.rows], ours_BT) * ((ours_BT >= 0).sum() / (targets_BT >= 0).sum())
 
 
 class LossFunction:
@@ -209,7 +218,10 @@ class LossFunction:
     @torch.no_grad()
     def evaluate(self, windows: np.ndarray[Any, Any], at_once: int = EVALUATION_TOKENS) -> NDArray[np.float32]:
         """Losses (M, T) of all windows (M, T + 1), in fp32 on the CPU, of so many tokens at once, or of one window where it is
-        longer. Leaves the model in the mode it was in."""
+        longer. Leaves the model in the mode it was in. Several processes share the windows out, and each returns all losses."""
+        M = len(windows)
+        share = -(-M // distributed.processes())
+        windows = windows[np.minimum(np.arange(share) + share * distributed.rank(), M - 1)] if share < M else windows
         was_training = self.model.training
         self.model.eval()
         B = max(1, at_once // (windows.shape[1] - 1))
@@ -220,7 +232,7 @@ class LossFunction:
             losses = self.each(*_tensors(windows[rows], self.device))
             parts.append(losses[: len(windows) - start].cpu().numpy())
         self.model.train(was_training)
-        return np.concatenate(parts)
+        return np.concatenate(distributed.gather(np.concatenate(parts)))[:M]
 
 
 def _tensors(windows: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -238,7 +250,9 @@ def _copy(model: LabForCausalLM) -> dict[str, Tensor]:
 def _save(
     folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: Progress, best: dict[str, Tensor]
 ) -> None:
-    """Write beside, then rename: the checkpoint on disk is always a whole one."""
+    """Write beside, then rename: the checkpoint on disk is always a whole one. Of several processes the first one writes."""
+    if distributed.rank() > 0:
+        return
     temporary = folder / (CHECKPOINT + ".partial")
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state), "best": best}
     with temporary.open("wb") as file:

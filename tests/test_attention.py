@@ -3,8 +3,11 @@ import operator
 
 import pytest
 import torch
+from conftest import tiny_config
 
+from pe_core import ENCODINGS, attention, encodings, hardware
 from pe_core.attention import Positions, attend
+from pe_core.encodings import Encoding
 
 B, H, K = 2, 3, 8
 # T queries, the last of S keys: no cache, one query after a cache, several queries after a cache.
@@ -122,3 +125,60 @@ def test_eager_bias_is_fp32_in_a_bf16_model():
 def test_every_encoding_is_the_same_on_every_path(encoding, tiny, ids, T):
     explicit, fused = (tiny(encoding, attention=path)(ids[:, :T]).logits for path in ("eager", "sdpa"))
     torch.testing.assert_close(explicit, fused, atol=1e-5, rtol=1e-5)
+
+
+BY_DISTANCE = [name for name in ENCODINGS if encodings.build(name, {}, tiny_config().shape).bias_by_distance]
+# On a CPU the kernel is written out, and says so.
+not_fused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+
+
+@torch.no_grad()
+def test_a_bias_by_distance_is_stated_where_there_is_one(tiny, encoding):
+    """Other queries and keys change nothing, nor do positions that are shifted."""
+    cls, hooks = ENCODINGS[encoding], tiny(encoding).encoding
+    shape, positions = hooks.shape, torch.arange(9)[None]
+    generator = torch.Generator().manual_seed(0)
+
+    def bias(shift):
+        q, k = torch.randn(2, 1, shape.heads, 9, shape.head_dim, generator=generator)
+        kept = hooks.keep(torch.randn(1, 9, shape.hidden, generator=generator), positions)
+        found = hooks.bias(q, k, positions + shift, positions + shift, kept)
+        return None if found is None else found.expand(1, shape.heads, 9, 9).tril()
+
+    one, other = bias(0), bias(500)
+    only = all(getattr(cls, hook) is getattr(Encoding, hook) for hook in ("keep", "scores", "weights"))
+    assert hooks.bias_by_distance == (only and one is not None and torch.allclose(one, other, atol=1e-5))
+
+
+@not_fused
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+@pytest.mark.parametrize("name", BY_DISTANCE)
+def test_a_bias_by_distance_within_the_kernel_equals_one_written_out(tiny, ids, monkeypatch, name, kind):
+    model = tiny(name, attention_kind=kind).requires_grad_(False)  # the kernel has no gradients on a CPU
+    expected = model.losses(ids[:, :-1], ids[:, 1:])
+    calls, flex = [], attention._flex
+    monkeypatch.setattr(attention, "_flex", lambda *given: calls.append(1) or flex(*given))
+    torch.testing.assert_close(model.losses(ids[:, :-1], ids[:, 1:]), expected, atol=0, rtol=0)
+    assert not calls, "not on a CPU"
+    monkeypatch.setattr(attention, "_flex_pays", lambda *_: True)
+    torch.testing.assert_close(model.losses(ids[:, :-1], ids[:, 1:]), expected, atol=1e-5, rtol=0)
+    assert len(calls) == 2, "in each layer"
+    model(ids, attention_mask=(ids > 20).long())
+    model(ids, position_ids=2 * torch.arange(12)[None])
+    assert len(calls) == 2, "only for whole windows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_DISTANCE)
+def test_the_kernel_keeps_the_loss_one_graph(tiny, ids, monkeypatch, name):
+    model = tiny(name).requires_grad_(False)
+    expected = model.losses(ids[:, :-1], ids[:, 1:])
+    monkeypatch.setattr(attention, "_flex_pays", lambda *_: torch.compiler.is_compiling())
+    compiled = torch.compile(model.losses, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids[:, :-1], ids[:, 1:]), expected, atol=1e-5, rtol=0)
+
+
+def test_the_kernel_is_for_long_windows_on_a_card():
+    assert [hardware.flex(*given) for given in (("cuda", 128), ("cuda", 1_024), ("cpu", 4_096), ("mps", 4_096))] == [
+        False, True, False, False,
+    ]  # fmt: skip

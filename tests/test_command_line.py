@@ -77,6 +77,7 @@ def test_a_sweep_is_every_combination_in_order():
         (["run", "more"], "unexpected 'more'"),
         (["run", "--samples"], "expected one argument"),
         (["sweep", "--workers", "0"], "workers=0: should be 1 or more"),
+        (["estimate", "--trials", "0"], "trials=0: should be 1 or more"),
         (["list", "encoding"], "unknown list 'encoding'; did you mean 'encodings'?"),
         (["lst"], "'lst'"),
         ([], "required"),
@@ -125,6 +126,18 @@ def test_run_show_and_list_tell_of_the_same_record(corpus, tmp_path, capsys):
 
     assert main(["show", "ropes", "--runs", str(tmp_path)]) == 1
     assert f"unknown run 'ropes' (known: {said['run']})" in capsys.readouterr().err
+
+
+def test_what_a_sweep_would_cost(corpus, tmp_path, capsys):
+    where = ["--corpus", corpus, "--runs", str(tmp_path)]
+    assert main(["run", *TINY, *where]) == 0
+    capsys.readouterr()
+    assert main(["estimate", *TINY, *where, "--encoding", "none", "alibi", "--trials", "1000", "--workers", "8", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["trials"], said["workers"], said["runs"]) == (1000, 8, 1)
+    assert said["hours"] == pytest.approx(said["worker_hours"] / 8)
+    assert main(["estimate", *TINY, *where, "--encoding", "none", "alibi"]) == 0
+    assert capsys.readouterr().out.startswith("2 trials: 0.0 hours of one worker, 0.0 hours with 1 at a time. A trial takes ")
 
 
 def test_what_can_be_chosen_is_listed(tmp_path, capsys):

@@ -59,12 +59,18 @@ def test_without_a_gpu_the_check_refuses_politely(monkeypatch, capsys):
 def test_the_check_itself_runs_on_a_cpu(monkeypatch, capsys):
     """With the CPU in the place of the GPU, where every difference is none."""
     assert gpu_check.differences("cpu") == dict.fromkeys(ENCODINGS, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        within = gpu_check.flex_differences("cpu", tokens=16)
+    assert {"alibi", "t5"} <= set(within)
+    assert set(within.values()) == {0.0}
     monkeypatch.setattr(gpu_check.hardware, "compilation", lambda _: "off")
     found = gpu_check.speed("cpu", "fp32", "nano", steps=2)
     assert found.tokens_per_second > 0
     assert found.peak_memory_mb > 0
     monkeypatch.setattr(gpu_check, "gpu", lambda: "cpu")
     monkeypatch.setattr(gpu_check, "speed", lambda *_: found)
+    monkeypatch.setattr(gpu_check, "flex_differences", lambda _: within)
     for differences, code in (({"rope": 1e-6}, 0), ({"rope": 1e-3}, 1), ({"rope": math.nan}, 1)):
         monkeypatch.setattr(gpu_check, "differences", lambda _, found=differences: found)
         assert gpu_check.main() == code

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import nbformat
+import papermill
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.iorw import papermill_io
 
 from pe_core import notebook, publish
 from pe_core.errors import ConfigError
@@ -189,6 +192,26 @@ def test_it_runs_cell_by_cell_from_its_own_folder(tmp_path):
     client.execute(env={**os.environ, "PE_RUNS": str(tmp_path)})
     assert len(list(tmp_path.glob("*/record.json"))) == 2
     assert not list((ROOT / "notebooks").glob("runs"))
+
+
+def test_a_notebook_may_be_written_to_a_url(monkeypatch):
+    """As papermill's own handlers write to s3:// and others; here a file system in memory stands for them."""
+
+    class Memory:
+        def write(self, text, path):
+            with fsspec.open(path, "w") as file:
+                file.write(text)
+
+        def pretty_path(self, path):
+            return path
+
+    monkeypatch.setattr(papermill_io, "_handlers", [*papermill_io._handlers])
+    papermill_io.register("memory://", Memory())
+    parameters = {"samples": 60}
+    papermill.execute_notebook(ROOT / "notebooks/nope.ipynb", "memory://out.ipynb", parameters, prepare_only=True)
+    with fsspec.open("memory://out.ipynb", "r") as file:
+        content = nbformat.read(file, as_version=4)
+    assert any("samples = 60" in cell.source for cell in code_cells(content))
 
 
 @pytest.mark.slow

@@ -324,7 +324,7 @@ def test_what_reads_records_reads_these(trained):
     assert not any(">nan" in table.to_html() for table in shown)
     assert ">passkey<" in shown[-1].to_html(), "which task a run is of"
     waiting = {record.run: record.experiment for record in trained}
-    assert list(experiment._distinct(waiting).values())[:2] == ["NoPE, last, seed 1", "NoPE, last, seed 2"]
+    assert list(experiment.distinct_labels(waiting).values())[:2] == ["NoPE, last, seed 1", "NoPE, last, seed 2"]
     assert len(trained[0].position_curve())
 
 

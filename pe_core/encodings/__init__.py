@@ -49,6 +49,9 @@ class Encoding(nn.Module):
     shift_invariant: ClassVar[bool] = True
     # False where `bias` or `scores` read queries or keys: latent attention then has to make its keys.
     absorbs: ClassVar[bool] = True
+    # True where `bias` depends on the head and the distance alone (and neither `scores` nor `weights` is overridden): then a
+    # GPU need not hold it for every pair of tokens.
+    bias_by_distance: bool = False
     # False where only the order of the tokens counts: whatever position they are given changes nothing, to the bit.
     reads_positions: ClassVar[bool] = True
     # Whether a text longer than those trained on meets no angle, vector or index that is new: what lies further than any

@@ -28,6 +28,7 @@ class ALiBi(Encoding):
     title = "ALiBi"
     paper = "arXiv 2108.12409"
     year = 2022
+    bias_by_distance = True
     extrapolates = True
 
     def slopes(self) -> list[float]:

@@ -29,6 +29,7 @@ class LearnedALiBi(Encoding):
     title = "ALiBi learned"
     paper = "arXiv 2108.12409"
     year = 2022
+    bias_by_distance = True
     extrapolates = True
 
     def __init__(self, shape: Shape, options: Options) -> None:

@@ -33,6 +33,7 @@ class Kerple(Encoding):
     title = "KERPLE"
     paper = "arXiv 2205.09921"
     year = 2022
+    bias_by_distance = True
     extrapolates = True
 
     def __init__(self, shape: Shape, options: Options) -> None:

@@ -66,8 +66,10 @@ class Mix(Encoding):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
-        self.members = nn.ModuleList(self._member(part) for part in options.parts)
+        members = [self._member(part) for part in options.parts]
+        self.members = nn.ModuleList(members)
         self.acting = list(range(len(options.parts)))
+        self.bias_by_distance = all(m.bias_by_distance or type(m).bias is Encoding.bias for m in members)
 
     def _member(self, part: Part) -> Encoding:
         first, last = part.heads or (0, self.shape.heads)

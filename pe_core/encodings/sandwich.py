@@ -33,6 +33,7 @@ class Sandwich(Encoding):
     title = "Sandwich"
     paper = "arXiv 2212.10356"
     year = 2022
+    bias_by_distance = True
     extrapolates = True
 
     def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:

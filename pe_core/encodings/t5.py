@@ -39,6 +39,7 @@ class T5(Encoding):
     title = "T5 bias"
     paper = "arXiv 1910.10683"
     year = 2019
+    bias_by_distance = True
     extrapolates = True
 
     def __init__(self, shape: Shape, options: Options) -> None:

@@ -1,0 +1,99 @@
+"""What a sweep would cost, by the runs that are there: `python -m pe_core estimate --trials 1000`.
+
+A trial takes its tokens of an epoch times its epochs at the measured tokens per second, a pass over the held-out windows
+after each epoch and one at the end, and its start-up. Not counted: preparing the data, which all trials share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, harmonic_mean
+from typing import Any, NamedTuple
+
+from pe_core.config import Experiment
+from pe_core.errors import RecordError
+from pe_core.records import Record
+
+# What a run has to share with a trial for its speed to tell of the trial's, and for its epochs to.
+_SPEED = ("preset", "attention", "seq_len", "batch_size", "device", "precision", "compile")
+_EPOCHS = ("samples", "epochs", "patience")
+
+
+class Cost(NamedTuple):
+    """What one trial costs.
+
+    Attributes:
+        seconds: of one worker.
+        tokens_per_second: of training.
+        epochs: until it stops.
+        known: whether any run tells of the epochs; where none does, they are the most there can be.
+        runs: ids of the finished runs this was taken from.
+    """
+
+    seconds: float
+    tokens_per_second: float
+    epochs: float
+    known: bool
+    runs: frozenset[str]
+
+
+def trial(experiment: Experiment, found: Sequence[Record]) -> Cost:
+    """The cost of a resolved experiment by finished runs of the same size: of its encoding, or of all where there is none.
+
+    Raises:
+        RecordError: no run tells of its speed.
+    """
+    alike = [record for record in found if _one_device(record) and _shared(record, experiment, _SPEED)]
+    if not alike:
+        wanted = ", ".join(f"{name}={getattr(experiment, name)}" for name in _SPEED)
+        raise RecordError(f"no finished run of {wanted} to go by; a short one will do, as with `run --epochs 1`")
+    alike = [record for record in alike if record.config["encoding"] == experiment.encoding] or alike
+    stopped = [record for record in alike if _shared(record, experiment, _EPOCHS)]
+    epochs = fmean(len(record.history) for record in stopped) if stopped else experiment.epochs
+    rate = harmonic_mean([record.runtime["tokens_per_second"] for record in alike])
+    windows = experiment.train_windows / (1 - (experiment.facts_rate or 0))
+    training = windows * experiment.seq_len * epochs / rate
+    measuring = fmean(_seconds_a_window(record) for record in alike) * experiment.heldout_windows * (epochs + 1)
+    start_up = fmean(record.runtime["startup_seconds"] for record in alike)
+    return Cost(training + measuring + start_up, rate, epochs, bool(stopped), frozenset(record.run for record in alike))
+
+
+def sweep(experiments: Sequence[Experiment], found: Sequence[Record], trials: int, workers: int) -> dict[str, Any]:
+    """The cost of so many trials, an equal number of each experiment, by so many workers at a time."""
+    costs = [trial(experiment.resolved(), found) for experiment in experiments]
+    seconds = fmean(cost.seconds for cost in costs)
+    return {
+        "trials": trials,
+        "workers": workers,
+        "worker_hours": trials * seconds / 3600,
+        "hours": -(-trials // workers) * seconds / 3600,  # the last round may be a short one, but takes as long
+        "seconds_a_trial": seconds,
+        "tokens_per_second": harmonic_mean([cost.tokens_per_second for cost in costs]),
+        "epochs": fmean(cost.epochs for cost in costs),
+        "epochs_known": all(cost.known for cost in costs),
+        "runs": len(frozenset.union(*(cost.runs for cost in costs))),
+    }
+
+
+def sentence(cost: dict[str, Any]) -> str:
+    """The same in words, with what it is taken from."""
+    epochs = (
+        f"{cost['epochs']:.1f} epochs" if cost["epochs_known"] else f"all {cost['epochs']:.0f} epochs, the most there can be"
+    )
+    return (
+        f"{cost['trials']:,} trials: {cost['worker_hours']:,.1f} hours of one worker, {cost['hours']:,.1f} hours with "
+        f"{cost['workers']} at a time. A trial takes {cost['seconds_a_trial']:,.0f} s: {epochs} at "
+        f"{cost['tokens_per_second']:,.0f} tokens/s, evaluation and start-up, by {cost['runs']} finished runs."
+    )
+
+
+def _one_device(record: Record) -> bool:
+    return record.runtime["tokens_per_second"] is not None and record.runtime.get("processes", 1) == 1
+
+
+def _shared(record: Record, experiment: Experiment, names: Sequence[str]) -> bool:
+    return all(record.config.get(name) == getattr(experiment, name) for name in names)
+
+
+def _seconds_a_window(record: Record) -> float:
+    return float(record.runtime["eval_seconds"] / ((len(record.history) + 1) * record.experiment.heldout_windows))
