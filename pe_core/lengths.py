@@ -146,13 +146,17 @@ def difference(records: Sequence[Record], baseline: Sequence[Record], longest: i
     return comparison.percent([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
 
 
-def gains(records: Sequence[Record], longest: int) -> dict[str, stats.Paired]:
-    """For each label: the model trained at the longest length, at that length, against the one trained at the shortest, at
-    its own; both on the same text. Negative means that longer windows help."""
+def gains(records: Sequence[Record], longest: int, length: int | None = None) -> dict[str, stats.Paired]:
+    """For each label: the model trained at the longest length against the one trained at the shortest, on the same text.
+    Negative means that longer windows help.
+
+    Args:
+        length: the context both are measured at; `None` measures each at the length it was trained at.
+    """
     found = {}
     for label in dict.fromkeys(record.label for record in records):
         group = [record for record in records if record.label == label]
         ends = [end(record.config["seq_len"] for record in group) for end in (min, max)]
         short, long = ([record for record in group if record.config["seq_len"] == length] for length in ends)
-        found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest)
+        found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest, length)
     return found

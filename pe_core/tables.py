@@ -49,7 +49,11 @@ def settings(record: Record) -> Styler:
         "at {clip:g}, at most {epochs} epochs, patience {patience}".format(**config),
         "seed": str(config["seed"]),
         "machine": f"{record.runtime['device']}"
-        + (f", {record.runtime['threads']} threads" if "threads" in record.runtime else "")
+        + (
+            f", {record.runtime['threads']} thread{'s' * (record.runtime['threads'] > 1)}"
+            if "threads" in record.runtime
+            else ""
+        )
         + (f" in each of {record.runtime['processes']} processes" if record.runtime.get("processes", 1) > 1 else "")
         + f", {config['precision']}, {'compiled' if record.runtime['compiled'] else 'not compiled'}",
         "run": record.run,

@@ -134,9 +134,9 @@ def pairs(found: dict[str, list[Record]]) -> str:
     )
 
 
-def gains(found: dict[str, Paired], shortest: int) -> str:
+def gains(found: dict[str, Paired], against: str) -> str:
     """Whom longer windows help (`lengths.gains`), one sentence each."""
-    return "\n\n".join(paired(name, gain, f"trained and measured at {shortest}") for name, gain in found.items())
+    return "\n\n".join(paired(name, gain, against) for name, gain in found.items())
 
 
 def extrapolation(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_at: int) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import experiment, lengths
+from pe_core import experiment, lengths, words
 from pe_core.errors import ConfigError
 
 
@@ -64,6 +64,25 @@ def test_differences_are_paired(trained):
     losses = [[lengths.heldout(r, 16, 32).loss for r in group] for group in (trained[2:4], trained[:2])]
     assert estimate.value == pytest.approx(100 * math.expm1(np.mean(losses[0]) - np.mean(losses[1])))
     assert 0 < p <= 1
+
+
+def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
+    longer = [record.model_copy(deep=True) for record in trained[:2]]
+    for record in longer:
+        record.config["seq_len"] = 32
+    asked = []
+
+    def difference(long, short, longest, length):
+        asked.append(({r.config["seq_len"] for r in long}, {r.config["seq_len"] for r in short}, longest, length))
+        return lengths.stats.Paired(lengths.stats.Estimate(1.0, 0.5, 1.5), 0.01)
+
+    monkeypatch.setattr(lengths, "difference", difference)
+    found = lengths.gains([*trained[:2], *longer], 32, 16)
+    (name,) = found
+    assert asked == [({32}, {trained[0].config["seq_len"]}, 32, 16)]
+    assert words.gains(found, "trained at 16") == (
+        f"{name}: **1.0 % higher** perplexity than trained at 16 (95 % interval 0.5 to 1.5 %)."
+    )
 
 
 def test_a_length_that_does_not_divide_is_refused(trained):
