@@ -87,7 +87,7 @@ def prepare() -> None:
     from this one would inherit threads that hold locks; the server has none.)
     """
     if isinstance(context := _context(), ForkServerContext):
-        context.set_forkserver_preload(["pe_core.workers"])
+        context.set_forkserver_preload(["pe_core._server", "pe_core.workers"])
         forkserver.ensure_running()
 
 
