@@ -107,6 +107,22 @@ def test_lists_may_be_given_on_the_command_line(said, meant):
     assert notebook.check({"values": [1], "samples": 5}, {"values": said, "samples": 6}) == {"values": meant, "samples": 6}
 
 
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"samples": 300}, {"seeds": [42]}),
+        ({"samples": 1_000}, {}),
+        ({"samples": 300, "seeds": [1, 2]}, {}),
+        ({"models": ["none"]}, {}),
+    ],
+)
+def test_a_quick_look_takes_one_seed(given, changed, capsys):
+    known = {"samples": 500, "seeds": [42, 43, 44], "models": []}
+    assert notebook.quick(known, given) == changed
+    assert ("seed 42 alone" in capsys.readouterr().out) == bool(changed)
+    assert notebook.quick({"samples": 500, "seed": 42}, given) == {}
+
+
 def test_only_the_records_that_pages_show_are_published(tmp_path):
     runs, pages = tmp_path / "runs", [tmp_path / f"{n}.ipynb" for n in range(3)]
     for name in ("rope-nano-1", "none-nano-2", "alibi-nano-3", "alibi-nano-33", "mla-rope-nano-1", "kerple-nano-4"):
