@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(sys.stderr) if parsed.json else contextlib.nullcontext():
             value = parsed.command(parsed)
         with contextlib.suppress(BrokenPipeError):  # a reader such as `head` has seen enough
-            if distributed.rank() == 0:
+            if distributed.rank() == 0 or parsed.command is not _run:
                 print(json.dumps(value, indent=1, allow_nan=False) if parsed.json else value, flush=True)
         return 0
     except LabError as error:

@@ -44,6 +44,8 @@ def sweep(experiments: Sequence[Experiment], address: str, runs: str | Path | No
     folder = paths.runs(None if url else runs)
     if url:
         _system(url)  # refused before anything starts
+        if starts := [one.start for one in experiments if one.start]:
+            raise ConfigError(f"start='{starts[0]}': with runs='{url}' no worker has that run; name a folder that all see")
     with _connected(address) as ray:
         names, failures = _each(ray, waiting, labels, url or str(folder), fresh)
     if url:

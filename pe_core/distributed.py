@@ -35,13 +35,15 @@ def join(device: str) -> None:
     """Meet the other processes of this run, once in a process's life: over gloo on a CPU, over NCCL on cards, one a process.
 
     Raises:
-        ConfigError: the device cannot be shared so, or there are fewer cards than processes.
+        ConfigError: no launcher says where to meet, the device cannot be shared so, or there are fewer cards than processes.
     """
     import torch
     from torch import distributed
 
     if processes() == 1 or distributed.is_initialized():
         return
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={processes()} without RANK and MASTER_ADDR: start with torchrun or accelerate launch")
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device='{device}': {processes()} processes train on 'cpu', or on 'cuda' with a card each")
     card = int(os.environ.get("LOCAL_RANK", "0"))

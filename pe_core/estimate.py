@@ -16,7 +16,7 @@ from pe_core.records import Record
 
 # What a run has to share with a trial for its speed to tell of the trial's, and for its epochs to.
 _SPEED = ("preset", "attention", "seq_len", "batch_size", "device", "precision", "compile")
-_EPOCHS = ("samples", "epochs", "patience")
+_EPOCHS = ("corpus", "samples", "epochs", "patience", "lr", "facts", "facts_rate")
 
 
 class Cost(NamedTuple):
@@ -27,6 +27,7 @@ class Cost(NamedTuple):
         tokens_per_second: of training.
         epochs: until it stops.
         known: whether any run tells of the epochs; where none does, they are the most there can be.
+        own: whether a run of the same encoding tells of the speed; where none does, it is that of all encodings.
         runs: ids of the finished runs this was taken from.
     """
 
@@ -34,6 +35,7 @@ class Cost(NamedTuple):
     tokens_per_second: float
     epochs: float
     known: bool
+    own: bool
     runs: frozenset[str]
 
 
@@ -44,10 +46,13 @@ def trial(experiment: Experiment, found: Sequence[Record]) -> Cost:
         RecordError: no run tells of its speed.
     """
     alike = [record for record in found if _one_device(record) and _shared(record, experiment, _SPEED)]
+    alike = [record for record in alike if bool(record.experiment.task) == bool(experiment.task)]  # few symbols, fast products
     if not alike:
         wanted = ", ".join(f"{name}={getattr(experiment, name)}" for name in _SPEED)
-        raise RecordError(f"no finished run of {wanted} to go by; a short one will do, as with `run --epochs 1`")
-    alike = [record for record in alike if record.config["encoding"] == experiment.encoding] or alike
+        kind = "on a task" if experiment.task else "on text"
+        raise RecordError(f"no finished run {kind} of {wanted} to go by; a short one will do, as with `run --epochs 1`")
+    own = [record for record in alike if record.config["encoding"] == experiment.encoding]
+    alike = own or alike
     stopped = [record for record in alike if _shared(record, experiment, _EPOCHS)]
     epochs = fmean(len(record.history) for record in stopped) if stopped else experiment.epochs
     rate = harmonic_mean([record.runtime["tokens_per_second"] for record in alike])
@@ -55,7 +60,9 @@ def trial(experiment: Experiment, found: Sequence[Record]) -> Cost:
     training = windows * experiment.seq_len * epochs / rate
     measuring = fmean(_seconds_a_window(record) for record in alike) * experiment.heldout_windows * (epochs + 1)
     start_up = fmean(record.runtime["startup_seconds"] for record in alike)
-    return Cost(training + measuring + start_up, rate, epochs, bool(stopped), frozenset(record.run for record in alike))
+    return Cost(
+        training + measuring + start_up, rate, epochs, bool(stopped), bool(own), frozenset(record.run for record in alike)
+    )
 
 
 def sweep(experiments: Sequence[Experiment], found: Sequence[Record], trials: int, workers: int) -> dict[str, Any]:
@@ -71,6 +78,7 @@ def sweep(experiments: Sequence[Experiment], found: Sequence[Record], trials: in
         "tokens_per_second": harmonic_mean([cost.tokens_per_second for cost in costs]),
         "epochs": fmean(cost.epochs for cost in costs),
         "epochs_known": all(cost.known for cost in costs),
+        "without_runs": sorted({e.encoding for e, cost in zip(experiments, costs, strict=True) if not cost.own}),
         "runs": len(frozenset.union(*(cost.runs for cost in costs))),
     }
 
@@ -80,11 +88,21 @@ def sentence(cost: dict[str, Any]) -> str:
     epochs = (
         f"{cost['epochs']:.1f} epochs" if cost["epochs_known"] else f"all {cost['epochs']:.0f} epochs, the most there can be"
     )
+    guessed = f" No run with {', '.join(cost['without_runs'])}: taken from all encodings." if cost["without_runs"] else ""
     return (
-        f"{cost['trials']:,} trials: {cost['worker_hours']:,.1f} hours of one worker, {cost['hours']:,.1f} hours with "
+        f"{_count(cost['trials'], 'trial')}: {_time(cost['worker_hours'])} of one worker, {_time(cost['hours'])} with "
         f"{cost['workers']} at a time. A trial takes {cost['seconds_a_trial']:,.0f} s: {epochs} at "
-        f"{cost['tokens_per_second']:,.0f} tokens/s, evaluation and start-up, by {cost['runs']} finished runs."
+        f"{cost['tokens_per_second']:,.0f} tokens/s, evaluation and start-up, by {_count(cost['runs'], 'finished run')}."
+        + guessed
     )
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number:,} {of}{'s' if number != 1 else ''}"
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
 
 
 def _one_device(record: Record) -> bool:

@@ -59,7 +59,8 @@ def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What else changes for a quick look, below `QUICK` samples: the first seed alone, where no seeds are given. Nobody reads
     intervals over seeds off so few windows, and they cost three times the minutes."""
     samples, seeds = given.get("samples"), known.get("seeds")
-    if not isinstance(samples, int) or samples >= QUICK or "seeds" in given or not isinstance(seeds, list) or len(seeds) < 2:
+    few = type(samples) is int and 0 < samples < QUICK
+    if not few or "seeds" in given or not isinstance(seeds, list) or len(seeds) < 2:
         return {}
     progress.say(f"A quick look, of {samples} samples: seed {seeds[0]} alone (ask for more with seeds).")
     return {"seeds": seeds[:1]}

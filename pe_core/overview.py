@@ -93,7 +93,7 @@ def best(table: pd.DataFrame) -> str:
     against = table[table.percent.isna()].label.iloc[0]
     better = known[known.differs & (known.percent < 0)]
     worse = known[known.differs & (known.percent > 0)]
-    said = f"Of {len(table)} models on record **{first.label} has the lowest perplexity, {first.perplexity:.1f}**"
+    said = f"Of {len(table)} models compared **{first.label} has the lowest perplexity, {first.perplexity:.1f}**"
     counts = f"{_count(len(better))} found better than {against}, {_count(len(worse))} found worse"
     alike = known[~known.differs]
     named = ", ".join(alike.label) if len(alike) <= _NAMED else f"the other {len(alike)}"

@@ -92,6 +92,8 @@ def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
         if re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", shown):
             folder = target / run
             folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob(DIAGNOSES):  # of weights that may have been trained again
+                old.unlink()
             for file in [*(record.parent / name for name in RECORD_FILES), *record.parent.glob(DIAGNOSES)]:
                 shutil.copyfile(file, folder / file.name)
 

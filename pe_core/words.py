@@ -125,6 +125,25 @@ def paired(name: str, difference: Paired, baseline: str) -> str:
     return f"{name}: {found} (95 % interval {_range(estimate, ' %')})."
 
 
+def versus(found: comparison_of_groups.Groups, both: list[tuple[str, str]]) -> str:
+    """The first model of each pair against the second, one sentence each."""
+    return "\n\n".join(
+        paired(label, comparison_of_groups.difference(found[label], found[other]), other) for label, other in both
+    )
+
+
+def same_order(found: comparison_of_groups.Groups, others: comparison_of_groups.Groups, where: str) -> str:
+    """Whether models rank by perplexity as others do, which stand for them one for one, in the same order."""
+    means = [
+        [sum(record.metrics["perplexity"]["value"] for record in group) / len(group) for group in groups.values()]
+        for groups in (found, others)
+    ]
+    ours, theirs = ([name for _, name in sorted(zip(values, found, strict=True))] for values in means)
+    if ours == theirs:
+        return f"**The order is that of {where}**: {', '.join(ours)}, lowest perplexity first."
+    return f"**The order is not that of {where}**: {', '.join(ours)}, lowest perplexity first; there {', '.join(theirs)}."
+
+
 def pairs(found: dict[str, list[Record]]) -> str:
     """Each group against the one before it, two and two: the second in percent of the first's perplexity."""
     labels = list(found)
@@ -327,10 +346,10 @@ def curse(table: pd.DataFrame) -> str:
         )
     if rest := [label for label in able if label not in set(found.label)]:
         p = reverse[reverse.label.isin(rest)].p_holm
-        who = f"{rest[0]} does not soften" if len(rest) == 1 else f"None of {_and(rest)} softens"
+        who = f"{rest[0]} was not" if len(rest) == 1 else f"None of {_and(rest)} was"
         said.append(
-            f"**{who} the reversal curse**: asked the way round that was not stated, the right answer is not found to be "
-            f"likelier than others ({len(p)} test{'s' if len(p) > 1 else ''}, smallest {_p(p.min())})."
+            f"**{who} found to soften the reversal curse**: asked the way round that was not stated, the right answer is not "
+            f"found to be likelier than others ({len(p)} test{'s' if len(p) > 1 else ''}, smallest {_p(p.min())})."
         )
     if unable:
         said.append(

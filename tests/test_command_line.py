@@ -137,7 +137,7 @@ def test_what_a_sweep_would_cost(corpus, tmp_path, capsys):
     assert (said["trials"], said["workers"], said["runs"]) == (1000, 8, 1)
     assert said["hours"] == pytest.approx(said["worker_hours"] / 8)
     assert main(["estimate", *TINY, *where, "--encoding", "none", "alibi"]) == 0
-    assert capsys.readouterr().out.startswith("2 trials: 0.0 hours of one worker, 0.0 hours with 1 at a time. A trial takes ")
+    assert capsys.readouterr().out.startswith("2 trials: 0 minutes of one worker, 0 minutes with 1 at a time. A trial takes ")
 
 
 def test_what_can_be_chosen_is_listed(tmp_path, capsys):

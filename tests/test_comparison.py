@@ -137,6 +137,20 @@ def test_every_encoding_is_a_choice(encoding):
     assert not any(name.startswith("mla") for name in every)
 
 
+def test_one_against_another_and_the_order_elsewhere(trained):
+    found = comparison.groups(trained)
+    first, second = list(found)[:2]
+    said = words.versus(found, [(second, first)])
+    assert said == words.paired(second, comparison.difference(found[second], found[first]), first)
+    two = {first: found[first], second: found[second]}
+    assert words.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
+    other = {"a": found[second], "b": found[first]}
+    said = words.same_order(two, other, "nano")
+    assert said.startswith("**The order is not that of nano**: ")
+    ranked = sorted(two, key=lambda label: two[label][0].metrics["perplexity"]["value"])
+    assert said.endswith(f"{', '.join(ranked)}, lowest perplexity first; there {', '.join(ranked[::-1])}.")
+
+
 def test_named_by_a_setting_and_compared_in_pairs(trained):
     chosen = [trained[0], trained[1]]
     chosen[0].config["precision"], chosen[1].config["precision"] = "fp32", "bf16"

@@ -447,14 +447,14 @@ def cells(label, stated, reverse):
 def test_the_answer_follows_the_tests():
     held = results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.2, 0.2)))
     said = words.curse(held)
-    assert said.startswith("**None of NoPE and RoPE softens the reversal curse**")
+    assert said.startswith("**None of NoPE and RoPE was found to soften the reversal curse**")
     assert "4 tests, smallest p = 0.200" in said
     assert "NoPE: the right answer ranks first for 90 % asked the way they were stated, 3 % asked the other way (chance" in said
 
     softened = words.curse(results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.4, 0.01))))
     assert "**RoPE softens the reversal curse** (name → description)" in softened
     assert "gains 0.40 nats over others (95 % interval 0.39 to 0.41, p = 0.010), 5.0 % of the gain where it was" in softened
-    assert "**NoPE does not soften the reversal curse**" in softened
+    assert "**NoPE was not found to soften the reversal curse**" in softened
 
     unlearned = words.curse(results(*cells("NoPE", (0.1, 0.3), (0.1, 0.04))))
     assert "**" not in unlearned

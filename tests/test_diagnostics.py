@@ -219,6 +219,10 @@ def test_a_published_result_needs_no_weights(trained, found, tmp_path):
     shown = " ".join(record.run for record in trained)
     nbformat.write(new_notebook(cells=[new_code_cell(outputs=[new_output("stream", text=shown)])]), page)
     publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    stale = tmp_path / "book" / trained[0].run / "diagnosis-0-20.npz"
+    stale.write_bytes(b"of other weights")
+    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    assert not stale.exists()
     for file in tmp_path.rglob("diagnosis-*-20.npz"):
         file.rename(file.with_name(file.name.replace("20", str(diagnostics.WINDOWS))))
     looked = overview.looked_into([{record.label: [record] for record in records.load_all(tmp_path / "book")}])

@@ -7,7 +7,15 @@ from pe_core.config import Experiment
 from pe_core.errors import RecordError
 from pe_core.records import Record
 
-SETTINGS = {"preset": "nano", "device": "cpu", "precision": "fp32", "compile": "off", "samples": 1000, "seq_len": 128}
+SETTINGS = {
+    "preset": "nano",
+    "device": "cpu",
+    "precision": "fp32",
+    "compile": "off",
+    "samples": 1000,
+    "seq_len": 128,
+    "lr": 1e-3,
+}
 
 
 def record(epochs_trained=4, rate=10_000.0, processes=1, **settings):
@@ -22,7 +30,7 @@ def record(epochs_trained=4, rate=10_000.0, processes=1, **settings):
 
 def test_a_trial_like_the_one_that_ran_costs_what_that_did():
     cost = estimate.trial(Experiment(**SETTINGS), [record()])
-    assert (cost.epochs, cost.tokens_per_second, cost.known) == (4, 10_000, True)
+    assert (cost.epochs, cost.tokens_per_second, cost.known, cost.own) == (4, 10_000, True, True)
     assert cost.seconds == pytest.approx(900 * 128 * 4 / 10_000 + 0.1 * 5 + 3)
 
 
@@ -41,8 +49,17 @@ def test_runs_of_the_same_encoding_go_before_others():
 
 @pytest.mark.parametrize("other", [{"preset": "micro"}, {"seq_len": 64}, {"processes": 2}, {"rate": None}])
 def test_runs_of_another_size_tell_nothing(other):
-    with pytest.raises(RecordError, match=r"^no finished run of preset=nano, .*seq_len=128, .* to go by; a short one will do"):
+    with pytest.raises(
+        RecordError, match=r"^no finished run on text of preset=nano, .*seq_len=128, .* to go by; a short one will do"
+    ):
         estimate.trial(Experiment(**SETTINGS), [record(**other)])
+
+
+def test_a_task_is_no_text():
+    with pytest.raises(RecordError, match=r"^no finished run on a task of preset=nano"):
+        estimate.trial(Experiment(**SETTINGS, corpus="task:copy"), [record()])
+    assert not estimate.trial(Experiment(**SETTINGS, corpus="python-stdlib"), [record()]).known
+    assert not estimate.trial(Experiment(**{**SETTINGS, "lr": 0.5}), [record()]).known
 
 
 def test_a_sweep_is_so_many_trials_shared_by_workers():
@@ -52,6 +69,8 @@ def test_a_sweep_is_so_many_trials_shared_by_workers():
     assert cost["runs"] == 1
     said = estimate.sentence(cost)
     assert said.startswith(
-        "1,001 trials: 13.8 hours of one worker, 0.2 hours with 100 at a time. A trial takes 50 s: 4.0 epochs"
+        "1,001 trials: 13.8 hours of one worker, 9 minutes with 100 at a time. A trial takes 50 s: 4.0 epochs"
     )
+    assert said.endswith("by 1 finished run. No run with none: taken from all encodings.")
+    assert "No run" not in estimate.sentence({**cost, "without_runs": []})
     assert estimate.sentence({**cost, "epochs_known": False, "epochs": 30}).count("all 30 epochs, the most there can be") == 1

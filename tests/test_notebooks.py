@@ -114,6 +114,7 @@ def test_lists_may_be_given_on_the_command_line(said, meant):
         ({"samples": 1_000}, {}),
         ({"samples": 300, "seeds": [1, 2]}, {}),
         ({"models": ["none"]}, {}),
+        ({"samples": 0}, {}),
     ],
 )
 def test_a_quick_look_takes_one_seed(given, changed, capsys):
