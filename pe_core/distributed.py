@@ -42,8 +42,6 @@ def join(device: str) -> None:
 
     if processes() == 1 or distributed.is_initialized():
         return
-    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
-        raise ConfigError(f"WORLD_SIZE={processes()} without RANK and MASTER_ADDR: start with torchrun or accelerate launch")
     if device not in ("cpu", "cuda"):
         raise ConfigError(f"device='{device}': {processes()} processes train on 'cpu', or on 'cuda' with a card each")
     card = int(os.environ.get("LOCAL_RANK", "0"))
@@ -51,6 +49,8 @@ def join(device: str) -> None:
         if card >= torch.cuda.device_count():
             raise ConfigError(f"this machine has {torch.cuda.device_count()} cards, too few for a process of number {card}")
         torch.cuda.set_device(card)  # from here on, `cuda` is this card
+    if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={processes()} without RANK and MASTER_ADDR: start with torchrun or accelerate launch")
     # The others may wait for hours while the first one reads a corpus. Where one dies, the launcher ends them all.
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     atexit.register(distributed.destroy_process_group)

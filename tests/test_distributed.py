@@ -51,12 +51,14 @@ def test_shares_are_the_batch(one_of):
     [
         (3, {}, r"^batch_size=8: cannot be divided among 3 processes; take a multiple of that$"),
         (2, {"device": "cuda:1"}, r"^device='cuda:1': 2 processes train on 'cpu', or on 'cuda' with a card each$"),
+        (2, {"device": "cpu"}, r"^WORLD_SIZE=2 without RANK and MASTER_ADDR: start with torchrun or accelerate launch$"),
         (2, {"device": "cuda"}, r"^this machine has 0 cards, too few for a process of number 1$"),
     ],
 )
 def test_what_cannot_be_shared_is_one_line(one_of, monkeypatch, tmp_path, processes, settings, said):
     one_of(1, processes)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(Experiment, "resolved", lambda self: self)  # there is no such device here
     with pytest.raises(ConfigError, match=said):
