@@ -212,7 +212,7 @@ def curves(readings: Sequence[Reading]) -> dict[str, pd.DataFrame]:
     found = {}
     for reading in readings:
         if reading.length == longest and reading.cut:
-            curve = metrics.position_curve(comparison.pool(list(reading.cut.values())), points=48)
+            curve = metrics.position_curve(comparison.pool(list(reading.cut.values())))
             found[reading.label] = curve[curve.start >= reading.trained_at // 4]
     return found
 

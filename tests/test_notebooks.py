@@ -80,7 +80,7 @@ def test_a_published_page_is_its_notebook_executed_without_errors(path):
     assert all(cell.execution_count for cell in code_cells(page))
     kinds = {output.output_type for cell in code_cells(page) for output in cell.outputs}
     assert "error" not in kinds
-    assert path.stat().st_size < 1_000_000
+    assert path.stat().st_size < 1_250_000  # 32 models in four figures: the largest there is
 
 
 def test_unknown_parameters_and_bad_switches_are_refused():
