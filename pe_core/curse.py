@@ -68,8 +68,7 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
     Raises:
         RecordError: the run was trained on a task, or an earlier result cannot be read.
     """
-    if record.experiment.task:
-        raise RecordError(f"run {record.run}: trained on '{record.experiment.corpus}'; a model of text is needed")
+    record.need_text()
     trained_on = record.config.get("facts")
     asked = fact_sentences.load(facts or trained_on or "fictional")
     digest = hashlib.sha256(json.dumps([_VERSION, DISTRACTORS, trained_on, asked.questions]).encode()).hexdigest()[:10]

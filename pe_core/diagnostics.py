@@ -87,8 +87,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
             raise RecordError(f"run {record.run}: '{file.name}' cannot be read ({error}); delete it to measure again") from None
     if not (record.folder / records.MODEL).exists():
         raise RecordError(f"run {record.run}: its weights are not in '{record.folder}'; train it again to look inside")
-    if record.experiment.task:
-        raise RecordError(f"run {record.run}: trained on '{record.experiment.corpus}'; a model of text is needed")
+    record.need_text()
     held = data.prepare(record.experiment, record.folder.parent / ".cache")
     with _quiet():
         model = record.model().float().to(hardware.device("auto"))

@@ -7,7 +7,7 @@ at one length, seed by seed, as trained or with a rescaled encoding in place of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ def frame(readings: Sequence[Reading]) -> pd.DataFrame:
     """
     rows, tokens = [], scored(readings)
     for reading in readings:
-        about = {name: getattr(reading, name) for name in _ABOUT}
+        about = _about(reading)
         ends = _ends(reading, tokens)
         for name, parts in (("non-overlapping", reading.cut), ("sliding window", reading.slid), ("last tokens", ends)):
             whole = comparison.pool(list(parts.values())) if parts else None
@@ -176,33 +176,35 @@ def changes(readings: Sequence[Reading]) -> pd.DataFrame:
     paired by seed and document. Below zero the model uses what it sees beyond the trained length.
 
     Returns:
-        columns label, family, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions are
-        left out.
+        columns label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions
+        are left out.
     """
-    longest, tokens = max(reading.length for reading in readings), scored(readings)
-    own = {reading.label: reading for reading in readings if reading.length == reading.trained_at}
-    rows = []
-    for reading in readings:
-        if reading.length == longest and reading.slid and reading.label in own:
-            change = _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
-            about = {name: getattr(reading, name) for name in ("label", "family", "trained_at", "length")}
-            rows.append({**about, **_columns(change)})
-    return _corrected(rows)
+    longest = max(reading.length for reading in readings)
+    return _corrected([{**_about(reading), **_columns(change)} for reading, change in _against_own(readings, longest)])
 
 
 def paths(readings: Sequence[Reading]) -> pd.DataFrame:
     """`changes` at every length from the one trained at on, where it is zero: columns label, family, panel, trained_at, length,
     percent, low, high."""
-    tokens, own = scored(readings), {r.label: r for r in readings if r.length == r.trained_at}
     rows = []
-    for reading in readings:
-        if reading.length >= reading.trained_at and reading.slid and reading.label in own:
-            change = _paired(_ends(reading, tokens), _ends(own[reading.label], tokens)).estimate
-            if reading is own[reading.label]:
-                change = Estimate(0.0, 0.0, 0.0)
-            about = {name: getattr(reading, name) for name in _ABOUT}
-            rows.append({**about, "percent": change.value, "low": change.low, "high": change.high})
+    for reading, change in _against_own(readings):
+        itself = reading.length == reading.trained_at
+        value, low, high = (0.0, 0.0, 0.0) if itself else change.estimate
+        rows.append({**_about(reading), "percent": value, "low": low, "high": high})
     return pd.DataFrame(rows, columns=[*_ABOUT, "percent", "low", "high"])
+
+
+def _against_own(readings: Sequence[Reading], length: int | None = None) -> Iterator[tuple[Reading, Paired]]:
+    """The last tokens of each model from its trained length on (or at one length) against those at its trained length."""
+    tokens, own = scored(readings), {reading.label: reading for reading in readings if reading.length == reading.trained_at}
+    for reading in readings:
+        asked = reading.length == length if length else reading.length >= reading.trained_at
+        if asked and reading.slid and reading.label in own:
+            yield reading, _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
+
+
+def _about(reading: Reading) -> dict[str, Any]:
+    return {name: getattr(reading, name) for name in _ABOUT}
 
 
 def curves(readings: Sequence[Reading]) -> dict[str, pd.DataFrame]:

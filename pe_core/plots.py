@@ -427,7 +427,7 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by length (`tasks.frame`), with 95 % bands over seeds, one panel for each task; dotted: chance, a
     line at the length trained at."""
     names = list(dict.fromkeys(table.task))
-    figure, axes = _panels(len(names), 2, 2.3)
+    figure, axes = _panels(len(names), 2.3)
     for ax, name in zip(axes, names, strict=True):
         part = table[table.task == name]
         for label, rows in part[part.whole.notna()].groupby("label", sort=False):
@@ -449,7 +449,7 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
 def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by where in the question they stand (`tasks.depths`, of one task), one panel for each length."""
     lengths = sorted(table.tokens.unique())
-    figure, axes = _panels(len(lengths), 2, 2.5)
+    figure, axes = _panels(len(lengths), 2.5)
     for ax, tokens in zip(axes, lengths, strict=True):
         for label, rows in table[table.tokens == tokens].groupby("label", sort=False):
             ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
@@ -459,10 +459,10 @@ def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def _panels(count: int, across: int = 2, height: float = 3.1) -> tuple[Figure, list[Axes]]:
-    """So many panels, `across` in a row, with the same vertical axis."""
-    rows = math.ceil(count / across)
-    figure, axes = plt.subplots(rows, min(count, across), sharey=True, squeeze=False, figsize=(WIDTH, 0.5 + height * rows))
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """So many panels, two in a row, with the same vertical axis."""
+    rows = math.ceil(count / 2)
+    figure, axes = plt.subplots(rows, min(count, 2), sharey=True, squeeze=False, figsize=(WIDTH, 0.5 + height * rows))
     for ax in axes.flat[count:]:
         ax.remove()
     return figure, list(axes.flat[:count])

@@ -72,6 +72,11 @@ class Record(pydantic.BaseModel):
         name = self.config["encoding"]
         return encodings.ENCODINGS[name].family if name in encodings.ENCODINGS else "unknown"
 
+    def need_text(self) -> None:
+        """Raises RecordError: trained on a task, which a measurement of text cannot use."""
+        if self.experiment.task:
+            raise RecordError(f"run {self.run}: trained on '{self.experiment.corpus}'; a model of text is needed")
+
     def named(self, remark: str) -> Record:
         """The same record with a remark in its label."""
         return self.model_copy(update={"label": f"{self.label}, {remark}"})

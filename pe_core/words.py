@@ -147,10 +147,7 @@ def same_order(found: comparison_of_groups.Groups, others: comparison_of_groups.
 def pairs(found: dict[str, list[Record]]) -> str:
     """Each group against the one before it, two and two: the second in percent of the first's perplexity."""
     labels = list(found)
-    return "\n\n".join(
-        paired(label, comparison_of_groups.difference(found[label], found[before]), before)
-        for before, label in zip(labels[::2], labels[1::2], strict=True)
-    )
+    return versus(found, list(zip(labels[1::2], labels[::2], strict=True)))
 
 
 def gains(found: dict[str, Paired], against: str) -> str:

@@ -1,5 +1,6 @@
 """What every test may rely on: a runs folder of its own, and small models in which a wrong encoding shows."""
 
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,3 +97,12 @@ def tiny() -> Callable[..., LabForCausalLM]:
 def ids() -> Tensor:
     """Three rows of twelve tokens."""
     return torch.randint(97, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small corpus in one file."""
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    texts = [" ".join(f"word{(i * j) % 97}" for j in range(1, 40)) for i in range(1, 80)]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(file)

@@ -74,14 +74,6 @@ def test_what_cannot_be_is_one_line(monkeypatch, settings, error, said):
         experiment.sweep([Experiment(device="cpu")], **settings)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    texts = [" ".join(f"word{(i * j) % 97}" for j in range(1, 60)) for i in range(1, 80)]
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return str(file)
-
-
 @pytest.fixture
 def two_machines(monkeypatch, tmp_path):
     """A cluster of two nodes with one core each, and its second node."""

@@ -13,14 +13,6 @@ from pe_core.__main__ import _about, _experiments, _parser, main
 TINY = ["--samples", "40", "--seq-len", "8", "--epochs", "1", "--preset", "nano", "--compile", "off", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    texts = [" ".join(f"word{(i * j) % 97}" for j in range(1, 40)) for i in range(1, 80)]
-    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    return str(file)
-
-
 def given(*arguments):
     return _experiments(_parser().parse_args(list(arguments)))
 
