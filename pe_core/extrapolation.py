@@ -6,7 +6,9 @@ at one length, seed by seed, as trained or with a rescaled encoding in place of 
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +16,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pe_core import comparison, encodings, hardware, lengths, metrics, parallel, progress, records, stats
-from pe_core.errors import ConfigError
+from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 
 LAST = 64  # tokens at the end of a window, scored at every length
+_FILE = "extrapolation-1.json"  # raise the number when the code below measures something else
 _ABOUT = ("label", "family", "panel", "trained_at", "length")
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
@@ -82,7 +85,40 @@ def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
                     said.add(label)
                 else:
                     reading.cut[record.config["seed"]], reading.slid[record.config["seed"]] = losses
+    for record in trained:
+        _keep(record, list(found.values()))
     return list(found.values())
+
+
+def _keep(record: Record, readings: Sequence[Reading]) -> None:
+    """Bits per byte of the last tokens, by what stands in for the encoding and by length, in the run's folder: what the page of
+    an encoding shows (`recorded`), a thousandth of the losses they are computed from."""
+    tokens, bits = scored(readings), dict[str, dict[int, float | None]]()
+    for reading in readings:
+        if reading.label == (f"{record.label}, {reading.remark}" if reading.remark else record.label):
+            part = reading.slid.get(record.config["seed"])
+            value = metrics.bits_per_byte(last(part, tokens)).value if part else None
+            bits.setdefault(reading.remark, {})[reading.length] = value
+    temporary = record.folder / f".{os.getpid()}-{_FILE}"
+    temporary.write_text(json.dumps({"tokens": tokens, "bits": bits}) + "\n")
+    os.replace(temporary, record.folder / _FILE)
+
+
+def recorded(record: Record) -> dict[str, dict[int, float | None]]:
+    """Bits per byte of the last tokens of a model that was read at other lengths: by what stood in for its encoding ("" for its
+    own), by length. Empty where it was not; `None` where it has no such positions.
+
+    Raises:
+        RecordError: what was kept cannot be read.
+    """
+    file = record.folder / _FILE
+    if not file.exists():
+        return {}
+    try:
+        kept = json.loads(file.read_text())["bits"]
+        return {remark: {int(length): value for length, value in by.items()} for remark, by in kept.items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise RecordError(f"run {record.run}: '{file.name}' is not JSON ({error}); delete it to measure again") from None
 
 
 def _measure_folder(folder: Path, at: list[int]) -> None:

@@ -173,6 +173,16 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         mean: Tensor = _ChunkedLoss.apply(x_ND, self.embed_out.weight, targets.flatten(), self._chunk)  # type: ignore[no-untyped-call]
         return mean
 
+    def asked_loss(self, input_ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+        """The mean of `losses` over some tokens, whose logits alone are computed.
+
+        Args:
+            at: (N,) places of these tokens among all B · T.
+            targets: (N,); negative ones cost nothing and do not count.
+        """
+        x_ND = self._windows(input_ids).flatten(0, 1).index_select(0, at)
+        return _cross_entropy(self.embed_out(x_ND), targets).sum() / (targets >= 0).sum()
+
     def in_chunks(self, targets: Tensor) -> bool:
         """Whether there are too many targets for all their logits at once."""
         return targets.numel() > self._chunk

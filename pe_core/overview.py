@@ -16,7 +16,20 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pe_core import comparison, diagnostics, encodings, metrics, paths, plots, records, words
+from pe_core import (
+    comparison,
+    diagnostics,
+    encodings,
+    extrapolation,
+    metrics,
+    paths,
+    plots,
+    records,
+    stats,
+    tables,
+    tasks,
+    words,
+)
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -29,8 +42,13 @@ _COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed"}
 
 
 def published() -> list[Record]:
-    """The records of all runs that pages of the site show."""
-    return records.load_all(BOOK / "records")
+    """The records of all runs on text that pages of the site show."""
+    return [record for record in records.load_all(BOOK / "records") if record.experiment.task is None]
+
+
+def of_tasks() -> list[Record]:
+    """The records of all runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
+    return [record for record in records.load_all(BOOK / "records") if record.experiment.task]
 
 
 def baseline() -> str:
@@ -311,6 +329,50 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+_READING = (
+    "## Read beyond the trained length\n\nBits per byte of the last tokens, by how many stand before them, the mean over seeds "
+    "with 95 % intervals; a dash where there are no such positions. [Which encoding lets a model read longer text than it was "
+    "trained on?](../experiments/extrapolation) compares all."
+)
+_ANSWERING = (
+    "## Questions with exact answers\n\nPercent of answers right, trained on short questions and asked longer ones. [Trained "
+    "on short questions, who answers long ones?](../experiments/tasks) compares all."
+)
+
+
+def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
+    """Models with this encoding as they read other lengths (`extrapolation.recorded`): one row each, one column a length."""
+    read = [record for record in found if record.config["encoding"] == name and extrapolation.recorded(record)]
+    groups: dict[tuple[str, str], list[dict[int, float | None]]] = {}
+    for record in read:
+        for remark, bits in extrapolation.recorded(record).items():
+            groups.setdefault((record.label, remark), []).append(bits)
+    rows = []
+    for (label, remark), parts in groups.items():
+        row = {"model": f"{label}, {remark}" if remark else label, "seeds": str(len(parts))}
+        for length in parts[0]:
+            values = [bits[length] for bits in parts]
+            row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if None not in values else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:
+    """Models with this encoding as they answer questions (`tasks.frame`), of what is on record."""
+    asked = [record for record in found if record.config["encoding"] == name and tasks.asked(record)]
+    return tasks.frame(asked, [tasks.evaluate(record) for record in asked])
+
+
+def reading(table: pd.DataFrame) -> str:
+    """The heading above the table of `beyond`."""
+    return "" if table.empty else _READING
+
+
+def answering(table: pd.DataFrame) -> str:
+    """The heading above the table of `answers`."""
+    return "" if table.empty else _ANSWERING
 
 
 def looked_into(apart: Sequence[Groups]) -> list[Record]:

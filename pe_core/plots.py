@@ -203,7 +203,12 @@ def forest(table: pd.DataFrame, baseline: str) -> Figure:
         ax.plot([row.low, row.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         ax.plot(row.percent, y, "o", ms=7, color=colour, mfc=colour if row.differs else "white")
         ax.annotate(
-            f"{row.percent:+.1f} %", (row.percent, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=9
+            f"{row.percent:+.1f} %".replace("-", "−"),
+            (row.percent, y),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
         )
     ax.axvline(0, color="0.4", lw=1)
     ax.set_yticks(range(len(rows)), rows.label)
@@ -444,6 +449,34 @@ def tasks(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
     handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in looks}
     figure.legend(handles.values(), list(handles), loc="outside lower left", ncols=2, fontsize=9)
     return figure
+
+
+def answers(table: pd.DataFrame) -> Figure:
+    """Percent of answers right at the trained length and beyond (`tasks.frame`): one row a model, best first, two tasks side by
+    side; names in their families' colours."""
+    shares = table[table.factor >= 1].assign(percent=lambda rows: 100 * rows.whole)
+    order = (
+        shares.groupby("label", sort=False).whole.apply(lambda whole: whole.fillna(0).mean()).sort_values(ascending=False).index
+    )
+    families = dict(zip(table.label, table.family, strict=True))
+    names = list(dict.fromkeys(table.task))
+    deep = math.ceil(len(names) / 2)
+    size = (WIDTH, deep * (0.7 + 0.25 * len(order)))
+    figure, axes = plt.subplots(deep, min(len(names), 2), sharey=True, squeeze=False, figsize=size)
+    said = []
+    for ax, name in zip(axes.flat, names, strict=False):
+        grid = shares[shares.task == name].pivot(index="label", columns="tokens", values="percent").reindex(order)
+        shown = grid.map(lambda value: "–" if math.isnan(value) else f"{value:.0f}")
+        sns.heatmap(grid.fillna(0), annot=shown, fmt="", cmap="Blues", vmin=0, vmax=115, cbar=False, lw=0.6, ax=ax,
+                    annot_kws={"fontsize": 10})  # fmt: skip
+        ax.set(title=name, xlabel="tokens", ylabel="")
+        for label in ax.get_yticklabels():
+            label.set(color=_ink(_colour(families[label.get_text()])), fontsize=10)
+        rows = [f"{label} {', '.join(row)}" for label, row in zip(order, shown.itertuples(index=False), strict=True)]
+        said.append(f"{name} at {', '.join(map(str, grid.columns))} tokens: {'; '.join(rows)}")
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    return say(figure, f"Percent of answers right. {'. '.join(said)}.")
 
 
 def depths(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:

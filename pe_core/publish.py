@@ -13,7 +13,8 @@ from typing import Any
 import nbformat
 
 RECORD_FILES = ("record.json", "heldout.npz")
-DIAGNOSES = "diagnosis-*.npz"
+# What was found out about a run's weights later, as far as it is small.
+FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json")
 
 
 def show(notebook: Path) -> None:
@@ -85,17 +86,21 @@ def _images(cell: Any, suffix: str) -> list[bytes]:
 
 def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
     """Copy what is small of every finished run whose id the notebooks' outputs show: its record, its held-out losses, and what
-    a look inside its weights found (`diagnostics`). The weights stay."""
+    its weights were found to do (`diagnostics`, `tasks`, `extrapolation`). The weights stay."""
     shown = "\n".join(_texts(notebook) for notebook in notebooks)
     for record in sorted(runs.glob(f"*/{RECORD_FILES[0]}")):
         run = record.parent.name
         if re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", shown):
             folder = target / run
             folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.glob(DIAGNOSES):  # of weights that may have been trained again
+            for old in _found(folder):  # of weights that may have been trained again
                 old.unlink()
-            for file in [*(record.parent / name for name in RECORD_FILES), *record.parent.glob(DIAGNOSES)]:
+            for file in [*(record.parent / name for name in RECORD_FILES), *_found(record.parent)]:
                 shutil.copyfile(file, folder / file.name)
+
+
+def _found(folder: Path) -> list[Path]:
+    return [file for pattern in FOUND for file in folder.glob(pattern)]
 
 
 def _texts(notebook: Path) -> str:

@@ -183,7 +183,7 @@ def throughput(rows: pd.DataFrame) -> Styler:
             "contender": rows.contender,
             "tokens/s": rows.tokens_per_second.map("{:,.0f}".format),
             "ours is": [f"{middle:.2f} × [{low:.2f}, {high:.2f}]" for middle, low, high in ranges],
-            "of the limit": rows.limit.map("{:.0%}".format),
+            "of the limit": rows.limit.map(lambda share: "–" if math.isnan(share) else f"{share:.0%}"),
             "peak memory": rows.peak_memory_mb.map("{:,.0f} MB".format),
             "ready after": rows.ready_seconds.map("{:.1f} s".format),
         }

@@ -387,8 +387,7 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     name = record.experiment.task
     if name is None:
         raise RecordError(f"run {record.run}: trained on '{record.config['corpus']}', which is no task")
-    chosen = "_".join(f"{factor:g}" for factor in factors)
-    file = record.folder / f"task-{_VERSION}-{chosen}x{count}.json"
+    file = _file(record, factors, count)
     if file.exists():
         try:
             return list(json.loads(file.read_text()))
@@ -430,6 +429,15 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
     os.replace(temporary, file)
     return found
+
+
+def asked(record: Record) -> bool:
+    """Whether what `evaluate` finds by default is on record, so that no weights are needed."""
+    return _file(record, FACTORS, COUNT).exists()
+
+
+def _file(record: Record, factors: Sequence[float], count: int) -> Path:
+    return record.folder / f"task-{_VERSION}-{'_'.join(f'{factor:g}' for factor in factors)}x{count}.json"
 
 
 def _reading(record: Record, model: Any, tokens: int) -> Any:
@@ -559,6 +567,25 @@ def learned(table: pd.DataFrame) -> list[str]:
     """Tasks that some model learned: at least nine tenths of its answers are right within the trained length."""
     within = table[table.factor <= 1].groupby(["task", "label"], sort=False).whole.mean().groupby("task", sort=False).max()
     return list(within.index[within >= LEARNED])
+
+
+def able(table: pd.DataFrame) -> pd.DataFrame:
+    """Who answers nine of ten questions right (`frame`, the mean over seeds), by task: within the trained length, and at each
+    length beyond.
+
+    Returns:
+        one row for each task and length: task, tokens (the longest), beyond (False for the row of the trained length), models
+        (how many were asked), labels (of those that are able).
+    """
+    rows = []
+    for task, part in table.groupby("task", sort=False):
+        within = part[part.factor <= 1]
+        lengths = [(False, within), *((True, rows) for _, rows in part[part.factor > 1].groupby("tokens"))]
+        for beyond, asked in lengths:
+            shares = asked.groupby("label", sort=False).whole.mean()
+            found = {"task": task, "tokens": asked.tokens.max(), "beyond": beyond, "models": len(shares)}
+            rows.append({**found, "labels": list(shares.index[shares >= LEARNED])})
+    return pd.DataFrame(rows, columns=["task", "tokens", "beyond", "models", "labels"])
 
 
 # What the paper finds of five encodings: none does best, and T5's bias better than the other three.

@@ -26,7 +26,8 @@ def comparison(record: Record, baseline: Record) -> str:
     if _differs(percent):
         found = f"**{said}**"
     else:
-        found = f"**No difference found** between {record.label} and {baseline.label}: {percent.value:+.1f} % perplexity"
+        change = f"{_number(percent.value, 1, '+')} % perplexity"
+        found = f"**No difference found** between {record.label} and {baseline.label}: {change}"
     return f"{found} ({measured})."
 
 
@@ -51,18 +52,10 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     best = table.loc[table.perplexity.idxmin()]
     found = [f"**{best.label} has the lowest perplexity, {best.perplexity:.1f}**{_seeds(best)}."]
     differing, alike = known[known.differs], known[~known.differs]
-    for side, word in (("lower", "better"), ("higher", "worse")):
-        rows = differing[(differing.percent < 0) == (side == "lower")].sort_values("percent")
-        if len(rows):
-            found.append(
-                f"Found {word} than {baseline}: " + "; ".join(f"{row.label} {_percent(row)}" for row in rows.itertuples()) + "."
-            )
+    sides = {"better": differing[differing.percent < 0], "worse": differing[differing.percent > 0]}
+    found += [f"Found {word} than {baseline}: {_those(rows)}." for word, rows in sides.items() if len(rows)]
     if len(alike):
-        found.append(
-            f"**No difference found** from {baseline}: "
-            + "; ".join(f"{r.label} {_percent(r)}" for r in alike.itertuples())
-            + "."
-        )
+        found.append(f"**No difference found** from {baseline}: {_those(alike)}.")
     found.append(
         "Percentages are differences in held-out perplexity with 95 % intervals, paired by seed and document; a difference "
         f"counts as found where p < 0.05 after Holm's correction for {len(known)} comparison{'s' if len(known) > 1 else ''}."
@@ -105,6 +98,19 @@ def _percent(row: Any) -> str:
     return f"{row.percent:+.1f} % [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
 
 
+_FEW = 6  # models whose numbers a sentence still carries; those of more stand in the figure and table below it
+
+
+def _those(rows: pd.DataFrame) -> str:
+    """Models with their differences in percent. Of many, those with the three largest, or, where none differs, all names."""
+    if len(rows) > _FEW and not rows.differs.any():
+        return _and(list(rows.label))
+    rows = rows.sort_values("percent", key=abs, ascending=False)
+    shown = rows.head(3) if len(rows) > _FEW else rows
+    rest = [f"{len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
+    return "; ".join([*(f"{row.label} {_percent(row)}" for row in shown.itertuples()), *rest])
+
+
 def _seeds(row: Any) -> str:
     if math.isnan(row.perplexity_low):
         return " (one seed)"
@@ -116,12 +122,13 @@ def _seeds(row: Any) -> str:
 def paired(name: str, difference: Paired, baseline: str) -> str:
     """One paired difference in percent of perplexity, with its interval."""
     estimate = difference.estimate
+    change = f"{_number(estimate.value, 1, '+')} %"
     if not _known(estimate):
-        return f"{name}: {estimate.value:+.1f} % against {baseline}; there is no interval, so nothing can be concluded."
+        return f"{name}: {change} against {baseline}; there is no interval, so nothing can be concluded."
     if _differs(estimate):
         found = f"**{abs(estimate.value):.1f} % {_more(estimate.value)}** perplexity than {baseline}"
     else:
-        found = f"no difference found from {baseline}, {estimate.value:+.1f} % perplexity"
+        found = f"no difference found from {baseline}, {change} perplexity"
     return f"{name}: {found} (95 % interval {_range(estimate, ' %')})."
 
 
@@ -168,8 +175,7 @@ def extrapolation(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trai
     }
     for way, rows in ways.items():
         if len(rows):
-            said = "; ".join(f"{row.label} {_percent(row)}" for row in rows.sort_values("percent").itertuples())
-            found.append(f"**{way}**: {said}.")
+            found.append(f"**{way}**: {_those(rows)}.")
     if known.empty:
         found.append("There is no interval for what the longer context does, so nothing can be concluded about it.")
     if absent:
@@ -193,9 +199,7 @@ def _winner(ranked: pd.DataFrame, length: int, trained_at: int) -> list[str]:
         return [f"{said} ({measured}); there is no interval for any difference, so nothing can be concluded."]
     found = [f"**{said}** ({measured})."]
     if len(alike):
-        found.append(
-            "**No difference found** from it: " + "; ".join(f"{r.label} {_percent(r)}" for r in alike.itertuples()) + "."
-        )
+        found.append(f"**No difference found** from it: {_those(alike)}.")
     if len(worse := others[others.differs]):
         nearest = worse.iloc[0]
         found.append(f"{len(worse)} of {len(others)} others are worse, the nearest {nearest.label} {_percent(nearest)}.")
@@ -203,44 +207,49 @@ def _winner(ranked: pd.DataFrame, length: int, trained_at: int) -> list[str]:
 
 
 def knows_position(table: pd.DataFrame) -> str:
-    """Where position can be read off (`diagnostics.probes`), one sentence for each model."""
-    said = []
+    """Where position can be read off (`diagnostics.probes`): models by what becomes of it from the embeddings on."""
+    worked_out, told = "**Work out positions that their embeddings lack**", "Were told positions and keep them"
+    no_more, unknown = (
+        "No layer is found that knows more of position than the embeddings",
+        "No interval, so nothing can be concluded",
+    )
+    said: dict[str, list[str]] = {worked_out: [], told: [], no_more: [], unknown: []}
     for label, rows in table.groupby("label", sort=False):
         start, best = rows.iloc[0], rows.loc[rows.r2.idxmax()]
         first, most = (Estimate(row.r2, row.low, row.high) for row in (start, best))
         if not (_known(first) and _known(most)):
-            told = f"R² is {_number(start.r2, 2)} in the embeddings"
-            said.append(f"{label}: {told}; there is no interval, so nothing can be concluded.")
-            continue
-        told = f"R² {_number(start.r2, 2)} in the embeddings ({_range(first, digits=2)})"
-        reached = f"{_number(best.r2, 2)} after layer {best.layer} ({_range(most, digits=2)})"
-        if most.low <= max(0.0, first.high):
-            reached = "and nowhere higher" if not best.layer else f"at most {reached}"
-            said.append(f"{label}: no layer is found that knows more of it than the embeddings; {told}, {reached}.")
+            said[unknown].append(f"{label}, R² {_number(best.r2, 2)} at most")
+        elif most.low <= max(0.0, first.high):
+            said[no_more].append(f"{label}, R² {_number(start.r2, 2)} ({_range(first, digits=2)})")
         else:
-            verdict = "was told position and keeps it" if first.low > 0 else "**works out positions that its embeddings lack**"
-            said.append(f"{label} {verdict}: {told}, {reached}.")
-    return "\n\n".join([*said, "R² of a linear probe on documents it was not fitted on, with 95 % intervals over documents."])
+            reached = f"R² {_number(best.r2, 2)} ({_range(most, digits=2)}) after layer {best.layer}"
+            said[told if first.low > 0 else worked_out].append(f"{label}, {reached}")
+    found = [f"{verdict}: {'; '.join(models)}." for verdict, models in said.items() if models]
+    return "\n\n".join([*found, "R² of a linear probe on documents it was not fitted on, with 95 % intervals over documents."])
 
 
 def uses_order(table: pd.DataFrame) -> str:
-    """What the order of earlier tokens is worth (`diagnostics.order`), one sentence for each model."""
+    """What the order of earlier tokens is worth (`diagnostics.order`): for each number of tokens left in place, whose loss
+    changes when the others are shuffled."""
     said = []
-    for label, rows in table.groupby("label", sort=False):
-        parts = []
-        for row in rows[rows.change == "shuffled"].itertuples():
-            rise = Estimate(row.rise, row.low, row.high)
-            before = f"all but the nearest {row.kept} tokens" if row.kept else "all earlier tokens"
-            if not _known(rise) or math.isnan(row.p_holm):
-                parts.append(f"shuffling {before} changes the loss by {_number(row.rise, 3, '+')} nats, without an interval")
-            elif row.differs:
-                way = "raises" if row.rise > 0 else "lowers"
-                parts.append(f"shuffling {before} **{way} the loss by {abs(row.rise):.3f} nats** ({_range(rise, digits=3)})")
-            else:
-                change = f"{_number(row.rise, 3, '+')} nats ({_range(rise, digits=3)})"
-                parts.append(f"no difference found from shuffling {before}, {change}")
-        said.append(f"{label}: {'; '.join(parts)}.")
-    return "\n\n".join([*said, "95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction."])
+    for kept, rows in table[table.change == "shuffled"].groupby("kept"):
+        known = rows.p_holm.notna() & rows.low.notna()
+        ways = {
+            "the loss **rises**": rows[known & rows.differs & (rows.rise > 0)],
+            "it **falls**": rows[known & rows.differs & (rows.rise < 0)],
+            "no difference found": rows[known & ~rows.differs],
+            "nothing can be concluded without an interval": rows[~known],
+        }
+        parts = [f"{way} for {'; '.join(map(_rise, part.itertuples()))}" for way, part in ways.items() if len(part)]
+        before = f"All but the nearest {kept} tokens" if kept else "All earlier tokens"
+        said.append(f"{before} shuffled: {'. For the rest: '.join(parts)}.")
+    said.append("In nats, with 95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction.")
+    return "\n\n".join(said)
+
+
+def _rise(row: Any) -> str:
+    interval = "" if math.isnan(row.low) else f" ({_range(Estimate(row.rise, row.low, row.high), digits=3)})"
+    return f"{row.label}, {_number(row.rise, 3, '+')}{interval}"
 
 
 def tasks(ranked: pd.DataFrame, claims: pd.DataFrame, learned: list[str], asked: list[str]) -> str:
@@ -280,6 +289,19 @@ def tasks(ranked: pd.DataFrame, claims: pd.DataFrame, learned: list[str], asked:
             "difference is found (paired by seed and task, p < 0.05 after Holm's correction)."
         )
     return "\n\n".join([*found, left])
+
+
+def able(found: pd.DataFrame) -> str:
+    """Who answers nine of ten questions right within the trained length, and who still does beyond it (`tasks.able`)."""
+    said = []
+    for task, rows in found.groupby("task", sort=False):
+        first = rows.iloc[0]
+        parts = [f"{len(first.labels)} of {first.models} models answer nine of ten questions of up to {first.tokens} tokens"]
+        for row in rows[rows.beyond].itertuples():
+            count = len(row.labels)
+            parts.append(f"at {row.tokens}, {_and(row.labels) if 0 < count <= _FEW else count or 'none'}")
+        said.append(f"**{task}**: {'; '.join(parts)}.")
+    return "\n\n".join(said)
 
 
 def learning_curve(record: Record) -> str:

@@ -297,18 +297,18 @@ def test_the_answer_follows_the_intervals():
         ]
     )
     said = words.knows_position(table).split("\n\n")
-    assert said[0].startswith("found out **works out positions that its embeddings lack**: R² 0.00 in the embeddings (−0.02 to")
-    assert "0.90 after layer 1 (0.85 to 0.95)" in said[0]
-    assert said[1].startswith("told was told position and keeps it")
-    assert said[2].startswith("blind: no layer is found that knows more")
-    assert "nothing can be concluded" in said[3]
+    assert said[0] == "**Work out positions that their embeddings lack**: found out, R² 0.90 (0.85 to 0.95) after layer 1."
+    assert said[1] == "Were told positions and keep them: told, R² 0.95 (0.90 to 0.99) after layer 1."
+    assert said[2] == "No layer is found that knows more of position than the embeddings: blind, R² 0.00 (−0.02 to 0.02)."
+    assert said[3].startswith("No interval, so nothing can be concluded: unknown")
     rises = [("a", 0, 0.5, 0.4, 0.6, 0.001), ("a", 8, 0.01, -0.01, 0.03, 0.3), ("b", 0, 0.2, math.nan, math.nan, math.nan)]
     frame = pd.DataFrame(rises, columns=["label", "kept", "rise", "low", "high", "p_holm"])
     said = words.uses_order(frame.assign(change="shuffled", differs=frame.p_holm < 0.05)).split("\n\n")
-    assert said[0].startswith(
-        "a: shuffling all earlier tokens **raises the loss by 0.500 nats** (0.400 to 0.600); no difference"
+    assert said[0] == (
+        "All earlier tokens shuffled: the loss **rises** for a, +0.500 (0.400 to 0.600). "
+        "For the rest: nothing can be concluded without an interval for b, +0.200."
     )
-    assert "without an interval" in said[1]
+    assert said[1] == "All but the nearest 8 tokens shuffled: no difference found for a, +0.010 (−0.010 to 0.030)."
 
 
 def test_several_are_looked_into_at_once(trained, found, monkeypatch):
@@ -326,7 +326,7 @@ def test_the_notebook_in_small(tmp_path):
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
     finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/diagnostics.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
-    assert "shuffling all earlier tokens" in " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
+    assert "All earlier tokens shuffled" in " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
     assert len(test_notebooks.outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 5
     run = next((tmp_path / "runs").glob("none-*")).name
     again = test_notebooks.run(

@@ -3,15 +3,30 @@
 import contextlib
 import math
 
+import nbformat
 import numpy as np
 import pytest
 import test_notebooks
 import torch
 from matplotlib import pyplot as plt
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import LabForCausalLM, encodings, experiment, extrapolation, lengths, plots, tables, words
-from pe_core.errors import ConfigError
+from pe_core import (
+    LabForCausalLM,
+    encodings,
+    experiment,
+    extrapolation,
+    lengths,
+    metrics,
+    overview,
+    plots,
+    publish,
+    records,
+    tables,
+    words,
+)
+from pe_core.errors import ConfigError, RecordError
 from pe_core.extrapolation import Reading
 from pe_core.metrics import HeldOut
 
@@ -149,6 +164,26 @@ def test_paths_end_where_changes_are(readings):
     assert ends.percent.to_dict() == pytest.approx(changes.percent.to_dict())
     assert (paths[paths.length == 16].percent == 0).all()
     assert (paths.length >= 16).all()
+
+
+def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
+    """What it shows is in a small file beside each record, and is what the frame says."""
+    page = tmp_path / "page.ipynb"
+    shown = " ".join(record.run for record in trained)
+    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[new_output("stream", text=shown)])]), page)
+    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    published = records.load_all(tmp_path / "book")
+    table = overview.beyond("rope", published)
+    assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]
+    assert table.model.tolist() == ["RoPE 25 %", "RoPE 25 %, interpolated", "RoPE 25 %, NTK", "RoPE 25 %, YaRN"]
+    ends = [extrapolation.last(reading.slid[1], 8) for reading in readings if reading.label == "Learned" and reading.slid]
+    shown = overview.beyond("learned", published).iloc[0].tolist()
+    assert shown == ["Learned", "1", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–"]
+    assert "Read beyond" in overview.reading(table)
+    assert overview.reading(overview.beyond("alibi", published)) == ""
+    (published[0].folder / "extrapolation-1.json").write_text("[")
+    with pytest.raises(RecordError, match=r"'extrapolation-1.json' is not JSON .*delete it to measure again"):
+        extrapolation.recorded(published[0])
 
 
 def test_figures_tables_and_words(readings, trained):

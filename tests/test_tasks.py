@@ -12,7 +12,20 @@ from matplotlib import pyplot as plt
 from torch import nn
 from torch.nn import functional as F
 
-from pe_core import comparison, data, diagnostics, experiment, lengths, metrics, plots, records, tables, tasks, words
+from pe_core import (
+    comparison,
+    data,
+    diagnostics,
+    experiment,
+    lengths,
+    metrics,
+    overview,
+    plots,
+    records,
+    tables,
+    tasks,
+    words,
+)
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, CorpusError, RecordError
 from pe_core.tasks import SYMBOLS, TASKS
@@ -232,11 +245,12 @@ def test_windows_hold_one_instance_each(task):
         assert tasks.tokenizer()(" ".join(one.symbols))["input_ids"] == row[1 : size + 1].tolist()
 
 
-def test_only_answers_count(tiny):
+@pytest.mark.parametrize("name", ["reverse", "last"])  # of whose symbols half are asked for, and one
+def test_only_answers_count(tiny, name):
     """The loss and its gradients against a plain mean over the answers' symbols."""
     model = tiny("rope", vocab_size=len(SYMBOLS)).train()
-    windows = tasks.encode(tasks.some(TASKS["reverse"], False, range(4, 8), 6), 20)
-    resolved = small("reverse", precision="fp32").resolved()
+    windows = tasks.encode(tasks.some(TASKS[name], False, range(4, 8), 6), 20)
+    resolved = small(name, precision="fp32").resolved()
     inputs, targets = experiment_tensors(windows)
     loss = LossFunction(model, resolved)(inputs, targets)
     loss.backward()
@@ -434,7 +448,7 @@ def test_frames_figures_and_tables(trained, measured):
     assert len(tasks.ranking(scores)) == 2
     assert tasks.claims(scores).empty
     looks = plots.looks(table)
-    for figure in (plots.tasks(table, looks), plots.depths(depths, looks)):
+    for figure in (plots.tasks(table, looks), plots.depths(depths, looks), plots.answers(table)):
         figure.canvas.draw()
         plt.close(figure)
     html = (
@@ -491,6 +505,29 @@ def test_where_nothing_is_known_nothing_is_claimed():
     assert said.endswith("So nothing can be said about longer ones.")
 
 
+def test_an_encodings_page_shows_what_is_on_record(trained, monkeypatch):
+    assert overview.answers("none", trained).empty, "these were not asked what the site asks"
+    assert overview.answering(overview.answers("none", trained)) == ""
+    monkeypatch.setattr(tasks, "asked", lambda record: True)
+    monkeypatch.setattr(tasks, "evaluate", lambda record: json.loads(next(record.folder.glob("task-*x40.json")).read_text()))
+    table = overview.answers("none", trained)
+    assert set(table.task) == {"last", "passkey"}
+    assert set(table.label) == {"NoPE"}
+    assert overview.answering(table).startswith("## Questions with exact answers")
+    assert not {record.run for record in overview.published()} & {record.run for record in overview.of_tasks()}
+
+
+def test_who_is_able_at_which_length():
+    rows = [
+        ("a", 0.5, 16, 1.0), ("a", 1, 32, 0.9), ("a", 2, 64, 0.95), ("a", 4, 128, 0.2),
+        ("b", 0.5, 16, 1.0), ("b", 1, 32, 0.7), ("b", 2, 64, math.nan), ("b", 4, 128, math.nan),
+    ]  # fmt: skip
+    found = tasks.able(pd.DataFrame(rows, columns=["label", "factor", "tokens", "whole"]).assign(task="copy"))
+    assert found.labels.tolist() == [["a"], ["a"], []]
+    said = "1 of 2 models answer nine of ten questions of up to 32 tokens; at 64, a; at 128, none."
+    assert words.able(found) == f"**copy**: {said}"
+
+
 def test_learned_is_nine_tenths_within_the_trained_length():
     rows = [
         ("a", "copy", 1, 0.95),
@@ -514,6 +551,7 @@ def test_a_task_compiles(tmp_path):
 @pytest.mark.slow
 def test_the_notebook_in_small(tmp_path):
     given = {"samples": 300, "seq_len": 24, "epochs": 1, "seeds": "1", "models": "none,learned", "tasks": "last,passkey"}
+    given["shared"] = "[]"
     given |= {"torch_compile": "off", "preset": "nano", "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
     finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/tasks.ipynb", tmp_path / "out.ipynb", *parameters)

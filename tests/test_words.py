@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_records import made
 
@@ -75,3 +77,26 @@ def test_the_ratio_needs_an_interval_too(trained, facts, ratio, said):
     sentence = words.reversal([trained("ours", facts=facts, ratio=ratio)])
     assert said in sentence
     assert "nan" not in sentence
+
+
+def test_of_many_models_a_sentence_names_the_largest_differences():
+    table = pd.DataFrame(
+        {
+            "label": list("abcdefgh"),
+            "perplexity": np.arange(80.0, 88.0),
+            "perplexity_low": math.nan,
+            "percent": [-9.0, -8, -7, -6, -5, -4, -3, 2],
+            "low": -10.0,
+            "high": -1.0,
+            "p_holm": 0.01,
+            "differs": [True] * 8,
+            "seeds": 3,
+        }
+    )
+    said = words.ranking(table, "RoPE").split("\n\n")
+    assert said[1] == (
+        "Found better than RoPE: a −9.0 % [−10.0, −1.0]; b −8.0 % [−10.0, −1.0]; c −7.0 % [−10.0, −1.0]; 4 more."
+    )
+    assert said[2].startswith("Found worse than RoPE: h +2.0 % [")
+    said = words.ranking(table.assign(differs=False), "RoPE").split("\n\n")
+    assert said[1] == "**No difference found** from RoPE: a, b, c, d, e, f, g and h."

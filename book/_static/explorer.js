@@ -26,9 +26,15 @@
   const MEASURES = {
     perplexity: { name: "Perplexity", of: (p) => p, write: (v) => number(v, 1), log: true },
     bits: { name: "Bits per byte", of: (p, m) => Math.log(p) / Math.LN2 / m.bytes, write: (v) => number(v, 3), log: false },
-    percent: { name: "Difference to the baseline, %", of: null, write: (v) => (v > 0 ? "+" : "") + number(v, 1) + " %", log: false },
+    percent: { name: "% against the baseline", of: null, write: (v) => (v > 0 ? "+" : "") + number(v, 1) + " %", log: false },
   };
   const VIEWS = { overall: "overall", position: "by position in the window", epoch: "by epoch" };
+
+  // A label in two lines where it is longer than the room for it.
+  function broken(label, room) {
+    const cut = label.length > room ? label.lastIndexOf(" ", room) : -1;
+    return cut > 0 ? [label.slice(0, cut), label.slice(cut + 1)] : [label];
+  }
 
   function start(root, data) {
     const state = { setting: 0, measure: "percent", view: "overall", off: new Set() };
@@ -36,8 +42,17 @@
     const chart = element("div", { class: "explorer-chart" });
     const controls = element("form", { class: "explorer-controls", "aria-label": "What to show" });
     controls.addEventListener("submit", (event) => event.preventDefault());
-    const boxes = element("div", { class: "explorer-models" });
-    root.replaceChildren(controls, boxes, chart, say);
+    const boxes = element("div", { class: "explorer-models" }), chosen = element("summary");
+    const choose = (text, off) => {
+      const button = element("button", { type: "button" }, text);
+      button.addEventListener("click", () => { state.off = off(); models(); draw(); });
+      return button;
+    };
+    // Closed where the list would fill a phone's screens before the first mark.
+    const choices = element("details", { class: "explorer-choice" }, chosen,
+      choose("all", () => new Set()), choose("none", () => new Set(setting().models.map((model) => model.label))), boxes);
+    choices.open = window.innerWidth > 576;
+    root.replaceChildren(controls, choices, chart, say);
 
     const setting = () => data.settings[state.setting];
     const shown = () => setting().models.filter((model) => !state.off.has(model.label));
@@ -197,9 +212,11 @@
       }
       rows.sort((a, b) => a.points[0].y - b.points[0].y).forEach(({ model, points: [point] }, nth) => {
         const y = 46 + 34 * nth;
-        const room = Math.floor((names - 10) / 7.4);
-        const label = model.label.length > room ? model.label.slice(0, room - 1) + "…" : model.label;
-        svg.append(drawn("text", { x: names - 10, y: y + 5, "text-anchor": "end" }, label));
+        const lines = broken(model.label, Math.floor((names - 10) / 7.4));
+        lines.forEach((line, at) => {
+          const down = y + 5 + 14 * (at - (lines.length - 1) / 2);
+          svg.append(drawn("text", { x: names - 10, y: down, "text-anchor": "end" }, line));
+        });
         if (Number.isFinite(point.low) && Number.isFinite(point.high)) {
           svg.append(drawn("line", { x1: X(point.low), x2: X(point.high), y1: y, y2: y, stroke: model.colour, "stroke-width": 3 }));
         }
@@ -247,6 +264,7 @@
 
     function draw() {
       const measure = MEASURES[state.measure];
+      chosen.textContent = `Models: ${shown().length} of ${setting().models.length}`;
       const rows = shown().map((model) => ({ model, points: points(model) })).filter((row) => row.points.length);
       const width = Math.max(300, Math.min(820, chart.clientWidth || 640));
       if (!rows.length) {

@@ -59,8 +59,10 @@
     });
   }
 
+  const LONG = 40; // rows
+
   function reachable(box) {
-    const scrolls = box.scrollWidth > box.clientWidth + 1;
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
     if (scrolls) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
   }
@@ -69,6 +71,7 @@
     for (const table of document.querySelectorAll(".bd-article table")) {
       const box = document.createElement("div");
       box.className = "table-scroll";
+      if (table.rows.length > LONG) box.classList.add("long");
       table.replaceWith(box);
       box.append(table);
       // An empty corner is no heading.
