@@ -120,7 +120,7 @@ def modules() -> list[str]:
 
 
 def _section(module: str) -> str:
-    """A module's first sentence, and all the rest folded: fifty modules unfolded are three hundred screens of a phone."""
+    """A module's first paragraph, and all the rest folded: fifty modules unfolded are three hundred screens of a phone."""
     name = f"pe_core.{module}"
     about = " ".join(literal((importlib.import_module(name).__doc__ or "").split("\n\n")[0].split("\n")))
     members = f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n"
@@ -136,6 +136,8 @@ def _skipped(app: Any, kind: str, name: str, thing: Any, skip: bool, options: An
 def _docstring(app: Any, kind: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings here are plain text with `code`: what reStructuredText would take for markup is escaped, and lines set
     in, which are formulas, are kept as they stand."""
+    if kind == "module":  # the first paragraph stands above what is folded
+        lines[:] = lines[lines.index("") :] if "" in lines else []
     lines[:] = literal(lines)
 
 

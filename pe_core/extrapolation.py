@@ -22,7 +22,7 @@ from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 
 LAST = 64  # tokens at the end of a window, scored at every length
-_FILE = "extrapolation-1.json"  # raise the number when the code below measures something else
+_VERSION = 1  # part of the file's name: raise it when the code below measures something else
 _ABOUT = ("label", "family", "panel", "trained_at", "length")
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
@@ -99,25 +99,29 @@ def _keep(record: Record, readings: Sequence[Reading]) -> None:
             part = reading.slid.get(record.config["seed"])
             value = metrics.bits_per_byte(last(part, tokens)).value if part else None
             bits.setdefault(reading.remark, {})[reading.length] = value
-    temporary = record.folder / f".{os.getpid()}-{_FILE}"
+    at = "_".join(str(length) for length in sorted({reading.length for reading in readings}))
+    file = record.folder / f"extrapolation-{_VERSION}-{at}.json"
+    temporary = record.folder / f".{os.getpid()}-{file.name}"
     temporary.write_text(json.dumps({"tokens": tokens, "bits": bits}) + "\n")
-    os.replace(temporary, record.folder / _FILE)
+    os.replace(temporary, file)
 
 
 def recorded(record: Record) -> dict[str, dict[int, float | None]]:
     """Bits per byte of the last tokens of a model that was read at other lengths: by what stood in for its encoding ("" for its
-    own), by length. Empty where it was not; `None` where it has no such positions.
+    own), by length. `None` where it has no such positions. Empty where it was not read; the most lengths where it was several
+    times.
 
     Raises:
         RecordError: what was kept cannot be read.
     """
-    file = record.folder / _FILE
-    if not file.exists():
+    kept_files = sorted(record.folder.glob(f"extrapolation-{_VERSION}-*.json"), key=lambda file: file.name.count("_"))
+    if not kept_files:
         return {}
+    file = kept_files[-1]
     try:
         kept = json.loads(file.read_text())["bits"]
         return {remark: {int(length): value for length, value in by.items()} for remark, by in kept.items()}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"run {record.run}: '{file.name}' is not JSON ({error}); delete it to measure again") from None
 
 

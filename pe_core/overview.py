@@ -240,7 +240,7 @@ def first_claim(content: Any) -> str:
     for cell in content.cells:
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/markdown", "")
-            for sentence in re.split(r"(?<=[.;])\s+(?=[A-Z*])", "".join(text)):
+            for sentence in re.split(r"(?<=\.)\s+(?=[A-Z*])", "".join(text)):
                 if "**" in sentence:
                     return " ".join(sentence.split())
     return ""
@@ -331,38 +331,44 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_READING = (
-    "## Read beyond the trained length\n\nBits per byte of the last tokens, by how many stand before them, the mean over seeds "
-    "with 95 % intervals; a dash where there are no such positions. [Which encoding lets a model read longer text than it was "
-    "trained on?](../experiments/extrapolation) compares all."
-)
-_ANSWERING = (
-    "## Questions with exact answers\n\nPercent of answers right, trained on short questions and asked longer ones. [Trained "
-    "on short questions, who answers long ones?](../experiments/tasks) compares all."
-)
+_READING = """## Read beyond the trained length
+
+Bits per byte of the same last tokens, by the length of the context they are read in: the mean over seeds, with 95 % intervals
+over them; a dash where there are no such positions.
+[Which encoding lets a model read longer text than it was trained on?](../experiments/extrapolation) compares all."""
+_ANSWERING = """## Questions with exact answers
+
+Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 % intervals over seeds.
+[Trained on short questions, who answers long ones?](../experiments/tasks) compares all."""
 
 
 def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
-    """Models with this encoding as they read other lengths (`extrapolation.recorded`): one row each, one column a length."""
-    read = [record for record in found if record.config["encoding"] == name and extrapolation.recorded(record)]
+    """Models with this encoding as they read other lengths (`extrapolation.recorded`), of the first setting in which they did:
+    one row each, one column a length."""
     groups: dict[tuple[str, str], list[dict[int, float | None]]] = {}
-    for record in read:
-        for remark, bits in extrapolation.recorded(record).items():
-            groups.setdefault((record.label, remark), []).append(bits)
+    for group in settings([record for record in found if record.config["encoding"] == name]):
+        for record in group:
+            for remark, bits in extrapolation.recorded(record).items():
+                groups.setdefault((record.label, remark), []).append(bits)
+        if groups:
+            break
     rows = []
     for (label, remark), parts in groups.items():
         row = {"model": f"{label}, {remark}" if remark else label, "seeds": str(len(parts))}
         for length in parts[0]:
-            values = [bits[length] for bits in parts]
-            row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if None not in values else "–"
+            values = [value for bits in parts if (value := bits.get(length)) is not None]
+            row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if values else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:
-    """Models with this encoding as they answer questions (`tasks.frame`), of what is on record."""
-    asked = [record for record in found if record.config["encoding"] == name and tasks.asked(record)]
-    return tasks.frame(asked, [tasks.evaluate(record) for record in asked])
+    """Models with this encoding as they answer questions (`tasks.frame`), of each task the setting with most text."""
+    asked: dict[str, list[Record]] = {}
+    for group in settings([record for record in found if record.config["encoding"] == name and tasks.asked(record)]):
+        asked.setdefault(group[0].config["corpus"], group)
+    chosen = [record for group in asked.values() for record in group]
+    return tasks.frame(chosen, [tasks.evaluate(record) for record in chosen])
 
 
 def reading(table: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pe_core import encodings, paths, plots
-from pe_core.config import PRESETS
+from pe_core.config import PRESETS, Strict
 from pe_core.encodings import ENCODINGS, Encoding
 from pe_core.errors import LabError
 from pe_core.model import LabForCausalLM
@@ -229,7 +229,14 @@ _HOOKS = {
 
 
 def _options(cls: type[Encoding]) -> dict[str, Any]:
-    return {key: field.get_default(call_default_factory=True) for key, field in cls.Options.model_fields.items()}
+    return {key: _given(field.get_default(call_default_factory=True)) for key, field in cls.Options.model_fields.items()}
+
+
+def _given(value: Any) -> Any:
+    """An option as one would write it: parts of a mix as dictionaries of what is not as usual."""
+    if isinstance(value, tuple):
+        return [_given(part) for part in value]
+    return value.model_dump(exclude_defaults=True) if isinstance(value, Strict) else value
 
 
 def _longer(name: str) -> str:

@@ -574,13 +574,14 @@ def able(table: pd.DataFrame) -> pd.DataFrame:
     length beyond.
 
     Returns:
-        one row for each task and length: task, tokens (the longest), beyond (False for the row of the trained length), models
-        (how many were asked), labels (of those that are able).
+        one row for each task and length: task, tokens (at most), beyond (False for all trained lengths in one), models (how
+        many were asked), labels (of those that are able).
     """
     rows = []
     for task, part in table.groupby("task", sort=False):
         within = part[part.factor <= 1]
-        lengths = [(False, within), *((True, rows) for _, rows in part[part.factor > 1].groupby("tokens"))]
+        lengths = [(False, within)] if len(within) else []
+        lengths += [(True, rows) for _, rows in part[part.factor > 1].groupby("tokens")]
         for beyond, asked in lengths:
             shares = asked.groupby("label", sort=False).whole.mean()
             found = {"task": task, "tokens": asked.tokens.max(), "beyond": beyond, "models": len(shares)}

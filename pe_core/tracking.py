@@ -28,8 +28,10 @@ def started(folder: Path, settings: dict[str, Any]) -> Iterator[Log]:
     Raises:
         ConfigError: there is no such tracker, or its package is not installed.
     """
-    names = os.environ.get("PE_TRACKER", "").replace(" ", "") if distributed.rank() == 0 else ""
-    trackers = [_start(name, folder) for name in names.split(",") if name]
+    names = os.environ.get("PE_TRACKER", "").replace(" ", "")
+    trackers: list[Any] = []
+    # The first of several processes has them; where one does not start, no process goes on.
+    distributed.first(lambda: trackers.extend(_start(name, folder) for name in names.split(",") if name))
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
 
     def log(values: dict[str, float], epoch: int) -> None:

@@ -104,7 +104,7 @@ _FEW = 6  # models whose numbers a sentence still carries; those of more stand i
 def _those(rows: pd.DataFrame) -> str:
     """Models with their differences in percent. Of many, those with the three largest, or, where none differs, all names."""
     if len(rows) > _FEW and not rows.differs.any():
-        return _and(list(rows.label))
+        return "; ".join(rows.label)
     rows = rows.sort_values("percent", key=abs, ascending=False)
     shown = rows.head(3) if len(rows) > _FEW else rows
     rest = [f"{len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
@@ -235,14 +235,14 @@ def uses_order(table: pd.DataFrame) -> str:
     for kept, rows in table[table.change == "shuffled"].groupby("kept"):
         known = rows.p_holm.notna() & rows.low.notna()
         ways = {
-            "the loss **rises**": rows[known & rows.differs & (rows.rise > 0)],
-            "it **falls**": rows[known & rows.differs & (rows.rise < 0)],
-            "no difference found": rows[known & ~rows.differs],
-            "nothing can be concluded without an interval": rows[~known],
+            "The loss **rises**": rows[known & rows.differs & (rows.rise > 0)],
+            "The loss **falls**": rows[known & rows.differs & (rows.rise < 0)],
+            "No difference is found": rows[known & ~rows.differs],
+            "Nothing can be concluded, without an interval,": rows[~known],
         }
-        parts = [f"{way} for {'; '.join(map(_rise, part.itertuples()))}" for way, part in ways.items() if len(part)]
+        parts = [f"{way} for {'; '.join(map(_rise, part.itertuples()))}." for way, part in ways.items() if len(part)]
         before = f"All but the nearest {kept} tokens" if kept else "All earlier tokens"
-        said.append(f"{before} shuffled: {'. For the rest: '.join(parts)}.")
+        said.append(f"{before} shuffled. {' '.join(parts)}")
     said.append("In nats, with 95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction.")
     return "\n\n".join(said)
 
@@ -295,13 +295,14 @@ def able(found: pd.DataFrame) -> str:
     """Who answers nine of ten questions right within the trained length, and who still does beyond it (`tasks.able`)."""
     said = []
     for task, rows in found.groupby("task", sort=False):
-        first = rows.iloc[0]
-        parts = [f"{len(first.labels)} of {first.models} models answer nine of ten questions of up to {first.tokens} tokens"]
-        for row in rows[rows.beyond].itertuples():
+        parts = []
+        for row in rows.itertuples():
             count = len(row.labels)
-            parts.append(f"at {row.tokens}, {_and(row.labels) if 0 < count <= _FEW else count or 'none'}")
-        said.append(f"**{task}**: {'; '.join(parts)}.")
-    return "\n\n".join(said)
+            where = f"at {row.tokens} tokens" if row.beyond else f"at up to {row.tokens} tokens, as in training,"
+            who = f" ({'; '.join(row.labels)})" if 0 < count <= _FEW else ""
+            parts.append(f"{where} {count or 'none'} of {row.models}{who}")
+        said.append(f"**{task}**, models that answer at least nine of ten questions right: {', '.join(parts)}.")
+    return "\n\n".join(said) or "No task was given to all encodings."
 
 
 def learning_curve(record: Record) -> str:

@@ -305,10 +305,10 @@ def test_the_answer_follows_the_intervals():
     frame = pd.DataFrame(rises, columns=["label", "kept", "rise", "low", "high", "p_holm"])
     said = words.uses_order(frame.assign(change="shuffled", differs=frame.p_holm < 0.05)).split("\n\n")
     assert said[0] == (
-        "All earlier tokens shuffled: the loss **rises** for a, +0.500 (0.400 to 0.600). "
-        "For the rest: nothing can be concluded without an interval for b, +0.200."
+        "All earlier tokens shuffled. The loss **rises** for a, +0.500 (0.400 to 0.600). "
+        "Nothing can be concluded, without an interval, for b, +0.200."
     )
-    assert said[1] == "All but the nearest 8 tokens shuffled: no difference found for a, +0.010 (−0.010 to 0.030)."
+    assert said[1] == "All but the nearest 8 tokens shuffled. No difference is found for a, +0.010 (−0.010 to 0.030)."
 
 
 def test_several_are_looked_into_at_once(trained, found, monkeypatch):

@@ -117,10 +117,11 @@ def test_held_out_windows_are_shared_out_and_come_back_in_order(one_of, monkeypa
     torch.testing.assert_close(torch.from_numpy(losses.evaluate(tokens)), torch.from_numpy(whole), atol=1e-5, rtol=0)
 
 
-def launch(code, *arguments):
+def launch(code, *arguments, **variables):
     """Two processes under torchrun, on a free port of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
 
 
 @pytest.mark.slow
@@ -164,6 +165,14 @@ sys.exit(main(sys.argv[1:]))
     for ours, theirs in zip(one.history, two["history"], strict=True):
         for side in ("train_loss", "val_loss"):
             assert theirs[side] == pytest.approx(ours[side], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_tracker_that_does_not_start_ends_every_process_with_the_same_error(tmp_path):
+    failed = launch(["-m", "pe_core"], "run", *SETTINGS, "--corpus", "task:copy", "--runs", str(tmp_path), PE_TRACKER="none")
+    assert failed.returncode == 1
+    assert failed.stderr.count("error: PE_TRACKER: unknown tracker 'none'") >= 1
+    assert ConfigError.__name__ not in failed.stderr
 
 
 @pytest.mark.slow

@@ -181,8 +181,8 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     assert shown == ["Learned", "1", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–"]
     assert "Read beyond" in overview.reading(table)
     assert overview.reading(overview.beyond("alibi", published)) == ""
-    (published[0].folder / "extrapolation-1.json").write_text("[")
-    with pytest.raises(RecordError, match=r"'extrapolation-1.json' is not JSON .*delete it to measure again"):
+    (published[0].folder / "extrapolation-1-16_32_64.json").write_text("[]")
+    with pytest.raises(RecordError, match=r"'extrapolation-1-16_32_64.json' is not JSON .*delete it to measure again"):
         extrapolation.recorded(published[0])
 
 

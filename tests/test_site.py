@@ -139,6 +139,7 @@ def test_the_explorer_reacts(site, address, window):
     assert shown >= 3
     marks.first.hover()
     assert "95 % interval" in page.locator(".explorer-value").inner_text()
+    page.locator(".explorer-choice").evaluate("box => { box.open = true }")  # folded on a phone
     page.locator(".explorer-models input:checked").first.uncheck()
     page.select_option("#explorer-measure", "perplexity")
     fewer = marks.count()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import test_notebooks
 import torch
 from matplotlib import pyplot as plt
+from test_records import made
 from torch import nn
 from torch.nn import functional as F
 
@@ -505,16 +507,24 @@ def test_where_nothing_is_known_nothing_is_claimed():
     assert said.endswith("So nothing can be said about longer ones.")
 
 
-def test_an_encodings_page_shows_what_is_on_record(trained, monkeypatch):
-    assert overview.answers("none", trained).empty, "these were not asked what the site asks"
-    assert overview.answering(overview.answers("none", trained)) == ""
-    monkeypatch.setattr(tasks, "asked", lambda record: True)
-    monkeypatch.setattr(tasks, "evaluate", lambda record: json.loads(next(record.folder.glob("task-*x40.json")).read_text()))
-    table = overview.answers("none", trained)
-    assert set(table.task) == {"last", "passkey"}
+def test_an_encodings_page_shows_what_is_on_record(trained, tmp_path, monkeypatch):
+    """Answers of published runs, without weights; and no perplexity of theirs stands beside one of text."""
+    monkeypatch.setattr(overview, "BOOK", tmp_path)
+    made(tmp_path / "records" / "text-1", "none", "NoPE", 1)
+    for record in trained[:3]:
+        (tmp_path / "records" / record.run).mkdir()
+        for name in ("record.json", "heldout.npz"):
+            shutil.copyfile(record.folder / name, tmp_path / "records" / record.run / name)
+    assert [record.run for record in overview.published()] == ["text-1"]
+    assert {record.run for record in overview.of_tasks()} == {record.run for record in trained[:3]}
+    assert overview.answering(overview.answers("none", overview.of_tasks())) == "", "nobody asked these"
+    cells = tasks.evaluate(trained[0], count=20)
+    asked = next(trained[0].folder.glob("task-*x20.json"))
+    shutil.copyfile(asked, tmp_path / "records" / trained[0].run / asked.name.replace("x20", f"x{tasks.COUNT}"))
+    table = overview.answers("none", overview.of_tasks())
+    assert table.whole.tolist() == [cell["whole"] for cell in cells]
     assert set(table.label) == {"NoPE"}
     assert overview.answering(table).startswith("## Questions with exact answers")
-    assert not {record.run for record in overview.published()} & {record.run for record in overview.of_tasks()}
 
 
 def test_who_is_able_at_which_length():
@@ -524,8 +534,11 @@ def test_who_is_able_at_which_length():
     ]  # fmt: skip
     found = tasks.able(pd.DataFrame(rows, columns=["label", "factor", "tokens", "whole"]).assign(task="copy"))
     assert found.labels.tolist() == [["a"], ["a"], []]
-    said = "1 of 2 models answer nine of ten questions of up to 32 tokens; at 64, a; at 128, none."
-    assert words.able(found) == f"**copy**: {said}"
+    said = "at up to 32 tokens, as in training, 1 of 2 (a), at 64 tokens 1 of 2 (a), at 128 tokens none of 2."
+    assert words.able(found) == f"**copy**, models that answer at least nine of ten questions right: {said}"
+    beyond = pd.DataFrame(rows[2:4], columns=["label", "factor", "tokens", "whole"]).assign(task="copy")
+    assert tasks.able(beyond).beyond.all(), "nothing was asked within the trained length"
+    assert words.able(found[:0]) == "No task was given to all encodings."
 
 
 def test_learned_is_nine_tenths_within_the_trained_length():

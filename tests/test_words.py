@@ -99,4 +99,4 @@ def test_of_many_models_a_sentence_names_the_largest_differences():
     )
     assert said[2].startswith("Found worse than RoPE: h +2.0 % [")
     said = words.ranking(table.assign(differs=False), "RoPE").split("\n\n")
-    assert said[1] == "**No difference found** from RoPE: a, b, c, d, e, f, g and h."
+    assert said[1] == "**No difference found** from RoPE: a; b; c; d; e; f; g; h."

@@ -62,7 +62,8 @@
   const LONG = 40; // rows
 
   function reachable(box) {
-    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
+    const down = box.classList.contains("long") && box.scrollHeight > box.clientHeight + 1;
+    const scrolls = down || box.scrollWidth > box.clientWidth + 1;
     if (scrolls) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
   }
@@ -85,6 +86,7 @@
     const check = () => boxes.forEach(reachable);
     check();
     window.addEventListener("resize", check);
+    document.addEventListener("toggle", check, true); // what was folded had no width
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", ready);
