@@ -30,10 +30,13 @@
   };
   const VIEWS = { overall: "overall", position: "by position in the window", epoch: "by epoch" };
 
-  // A label in two lines where it is longer than the room for it.
+  // A label in two lines of about the same length where it is longer than the room for it; "25 %" stays together.
   function broken(label, room) {
-    const cut = label.length > room ? label.lastIndexOf(" ", room) : -1;
-    return cut > 0 ? [label.slice(0, cut), label.slice(cut + 1)] : [label];
+    const gaps = Array.from(label.matchAll(/ (?!%)/g), (gap) => gap.index);
+    if (label.length <= room || !gaps.length) return [label];
+    const longer = (gap) => Math.max(gap, label.length - gap - 1);
+    const cut = gaps.reduce((best, gap) => (longer(gap) < longer(best) ? gap : best));
+    return [label.slice(0, cut), label.slice(cut + 1)];
   }
 
   function start(root, data) {
