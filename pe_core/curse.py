@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -24,7 +23,6 @@ from transformers import Cache, DynamicCache
 from pe_core import facts as fact_sentences
 from pe_core import hardware, parallel, progress, records
 from pe_core.attention import Positions
-from pe_core.errors import RecordError
 from pe_core.experiment import _quiet
 from pe_core.facts import Question
 from pe_core.model import LabForCausalLM
@@ -72,12 +70,9 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
     trained_on = record.config.get("facts")
     asked = fact_sentences.load(facts or trained_on or "fictional")
     digest = hashlib.sha256(json.dumps([_VERSION, DISTRACTORS, trained_on, asked.questions]).encode()).hexdigest()[:10]
-    file = record.folder / f"curse-{digest}.json"
-    if file.exists():
-        try:
-            return dict(json.loads(file.read_text()))
-        except ValueError as error:
-            raise RecordError(f"run {record.run}: '{file.name}' is not JSON ({error}); delete it to measure again") from None
+    name = f"curse-{digest}.json"
+    if (kept := record.kept(name)) is not None:
+        return dict(kept)
     with _quiet():
         model = record.model().float().to(hardware.device("auto"))
     cells: dict[tuple[str, str, str], list[Question]] = {}
@@ -90,9 +85,7 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
         for (direction, stated, phrasing), questions in progress.bar(cells.items(), f"{record.label}, facts", unit=" cells")
     ]
     found: dict[str, Any] = records.without_nan({"facts": asked.name, "cells": measured})
-    temporary = file.with_suffix(f".{os.getpid()}.partial")
-    temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
-    os.replace(temporary, file)
+    record.keep(name, found)
     return found
 
 

@@ -6,9 +6,7 @@ at one length, seed by seed, as trained or with a rescaled encoding in place of 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pe_core import comparison, encodings, hardware, lengths, metrics, parallel, progress, records, stats
-from pe_core.errors import ConfigError, RecordError
+from pe_core.errors import ConfigError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
@@ -100,10 +98,7 @@ def _keep(record: Record, readings: Sequence[Reading]) -> None:
             value = metrics.bits_per_byte(last(part, tokens)).value if part else None
             bits.setdefault(reading.remark, {})[reading.length] = value
     at = "_".join(str(length) for length in sorted({reading.length for reading in readings}))
-    file = record.folder / f"extrapolation-{_VERSION}-{at}.json"
-    temporary = record.folder / f".{os.getpid()}-{file.name}"
-    temporary.write_text(json.dumps({"tokens": tokens, "bits": bits}) + "\n")
-    os.replace(temporary, file)
+    record.keep(f"extrapolation-{_VERSION}-{at}.json", {"tokens": tokens, "bits": bits})
 
 
 def recorded(record: Record) -> dict[str, dict[int, float | None]]:
@@ -114,15 +109,16 @@ def recorded(record: Record) -> dict[str, dict[int, float | None]]:
     Raises:
         RecordError: what was kept cannot be read.
     """
-    kept_files = sorted(record.folder.glob(f"extrapolation-{_VERSION}-*.json"), key=lambda file: file.name.count("_"))
-    if not kept_files:
+    files = sorted(
+        (file.name for file in record.folder.glob(f"extrapolation-{_VERSION}-*.json")), key=lambda name: name.count("_")
+    )
+    if not files:
         return {}
-    file = kept_files[-1]
+    kept = record.kept(files[-1])
     try:
-        kept = json.loads(file.read_text())["bits"]
-        return {remark: {int(length): value for length, value in by.items()} for remark, by in kept.items()}
+        return {remark: {int(length): value for length, value in by.items()} for remark, by in kept["bits"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"run {record.run}: '{file.name}' is not JSON ({error}); delete it to measure again") from None
+        raise record.unreadable(files[-1], error) from None
 
 
 def _measure_folder(folder: Path, at: list[int]) -> None:

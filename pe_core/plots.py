@@ -460,11 +460,9 @@ def answers(table: pd.DataFrame) -> Figure:
     )
     families = dict(zip(table.label, table.family, strict=True))
     names = list(dict.fromkeys(table.task))
-    deep = math.ceil(len(names) / 2)
-    size = (WIDTH, deep * (0.7 + 0.25 * len(order)))
-    figure, axes = plt.subplots(deep, min(len(names), 2), sharey=True, squeeze=False, figsize=size)
+    figure, axes = _panels(len(names), 0.2 + 0.25 * len(order))
     said = []
-    for ax, name in zip(axes.flat, names, strict=False):
+    for ax, name in zip(axes, names, strict=True):
         grid = shares[shares.task == name].pivot(index="label", columns="tokens", values="percent").reindex(order)
         shown = grid.map(lambda value: "–" if math.isnan(value) else f"{value:.0f}")
         sns.heatmap(grid.fillna(0), annot=shown, fmt="", cmap="Blues", vmin=0, vmax=115, cbar=False, lw=0.6, ax=ax,
@@ -474,8 +472,6 @@ def answers(table: pd.DataFrame) -> Figure:
             label.set(color=_ink(_colour(families[label.get_text()])), fontsize=10)
         rows = [f"{label} {', '.join(row)}" for label, row in zip(order, shown.itertuples(index=False), strict=True)]
         said.append(f"{name} at {', '.join(map(str, grid.columns))} tokens: {'; '.join(rows)}")
-    for ax in axes.flat[len(names) :]:
-        ax.remove()
     return say(figure, f"Percent of answers right. {'. '.join(said)}.")
 
 

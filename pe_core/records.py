@@ -114,6 +114,32 @@ class Record(pydantic.BaseModel):
 
         return AutoTokenizer.from_pretrained(self._folder / MODEL)
 
+    def keep(self, name: str, found: Any) -> None:
+        """Write what the weights were found to do beside the record, as JSON, in one step: several processes may measure at
+        once, and one may be killed."""
+        file = self._folder / name
+        temporary = file.with_suffix(f".{os.getpid()}.partial")
+        temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
+        os.replace(temporary, file)
+
+    def kept(self, name: str) -> Any:
+        """What `keep` wrote under that name, `None` where nothing is.
+
+        Raises:
+            RecordError: it is not JSON.
+        """
+        file = self._folder / name
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise self.unreadable(name, error) from None
+
+    def unreadable(self, name: str, error: Exception) -> RecordError:
+        """The error of what was kept under that name and cannot be read."""
+        return RecordError(f"run {self.run}: '{name}' is not JSON ({error}); delete it to measure again")
+
     def same_result(self, other: Record) -> bool:
         """Whether two records are identical apart from measured time and memory."""
         mine, theirs = (record.model_dump(exclude=set(_MEASURED_TIME)) for record in (self, other))

@@ -10,9 +10,7 @@ After Kazemnejad et al. 2023 (arXiv 2305.19466). Shapes: B instances, T tokens.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import string
 import zlib
 from bisect import bisect_right
@@ -387,12 +385,9 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     name = record.experiment.task
     if name is None:
         raise RecordError(f"run {record.run}: trained on '{record.config['corpus']}', which is no task")
-    file = _file(record, factors, count)
-    if file.exists():
-        try:
-            return list(json.loads(file.read_text()))
-        except ValueError as error:
-            raise RecordError(f"run {record.run}: '{file.name}' is not JSON ({error}); delete it to measure again") from None
+    file = _file(factors, count)
+    if (kept := record.kept(file)) is not None:
+        return list(kept)
     from pe_core.experiment import _quiet
 
     with _quiet():
@@ -425,19 +420,17 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
             cell |= {"whole": float(whole.mean()), "symbols": float(np.concatenate(right).mean())}
             cell["depths"] = _by_depth(np.array([instance.depth for instance in asked]), whole)
         found.append(cell)
-    temporary = file.with_suffix(f".{os.getpid()}.partial")
-    temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
-    os.replace(temporary, file)
+    record.keep(file, found)
     return found
 
 
 def asked(record: Record) -> bool:
     """Whether what `evaluate` finds by default is on record, so that no weights are needed."""
-    return _file(record, FACTORS, COUNT).exists()
+    return (record.folder / _file(FACTORS, COUNT)).exists()
 
 
-def _file(record: Record, factors: Sequence[float], count: int) -> Path:
-    return record.folder / f"task-{_VERSION}-{'_'.join(f'{factor:g}' for factor in factors)}x{count}.json"
+def _file(factors: Sequence[float], count: int) -> str:
+    return f"task-{_VERSION}-{'_'.join(f'{factor:g}' for factor in factors)}x{count}.json"
 
 
 def _reading(record: Record, model: Any, tokens: int) -> Any:

@@ -2,18 +2,16 @@
 
 import math
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import test_notebooks
 import torch
 from matplotlib import pyplot as plt
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
-from pe_core import diagnostics, encodings, experiment, overview, plots, publish, records, tables, words
+from pe_core import diagnostics, encodings, experiment, overview, plots, records, tables, words
 from pe_core.config import Shape
 from pe_core.diagnostics import Diagnosis
 from pe_core.errors import RecordError
@@ -215,13 +213,10 @@ def test_measured_once_then_read(trained, found, monkeypatch):
 
 def test_a_published_result_needs_no_weights(trained, found, tmp_path):
     """Encodings' pages show where trained heads look, on machines that never trained them."""
-    page = tmp_path / "page.ipynb"
-    shown = " ".join(record.run for record in trained)
-    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[new_output("stream", text=shown)])]), page)
-    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    test_notebooks.publish_records(trained, tmp_path)
     stale = tmp_path / "book" / trained[0].run / "diagnosis-0-20.npz"
     stale.write_bytes(b"of other weights")
-    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    test_notebooks.publish_records(trained, tmp_path)
     assert not stale.exists()
     for file in tmp_path.rglob("diagnosis-*-20.npz"):
         file.rename(file.with_name(file.name.replace("20", str(diagnostics.WINDOWS))))

@@ -3,13 +3,11 @@
 import contextlib
 import math
 
-import nbformat
 import numpy as np
 import pytest
 import test_notebooks
 import torch
 from matplotlib import pyplot as plt
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_experiment import library, small  # noqa: F401  a fixture
 
 from pe_core import (
@@ -21,7 +19,6 @@ from pe_core import (
     metrics,
     overview,
     plots,
-    publish,
     records,
     tables,
     words,
@@ -168,10 +165,7 @@ def test_paths_end_where_changes_are(readings):
 
 def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     """What it shows is in a small file beside each record, and is what the frame says."""
-    page = tmp_path / "page.ipynb"
-    shown = " ".join(record.run for record in trained)
-    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[new_output("stream", text=shown)])]), page)
-    publish.records(trained[0].folder.parent, tmp_path / "book", [page])
+    test_notebooks.publish_records(trained, tmp_path)
     published = records.load_all(tmp_path / "book")
     table = overview.beyond("rope", published)
     assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]

@@ -48,6 +48,13 @@ def printed(path):
     return "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
 
 
+def publish_records(trained, folder):
+    """The records of these runs under `book` in that folder, as of runs that a page shows."""
+    shown = new_output("stream", text=" ".join(record.run for record in trained))
+    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[shown])]), folder / "page.ipynb")
+    publish.records(trained[0].folder.parent, folder / "book", [folder / "page.ipynb"])
+
+
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *TEMPLATES, INTERACTIVE], ids=lambda path: path.stem)
 def test_a_notebook_is_a_dozen_short_cells_without_outputs(path):
     content = nbformat.read(path, as_version=4)
