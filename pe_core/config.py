@@ -79,22 +79,31 @@ class Strict(pydantic.BaseModel):
 class Experiment(Strict):
     """One training run. Two equal experiments on the same data are the same run and share an id.
 
-    The defaults are those of the results note (`samples` windows of `seq_len` tokens, AdamW at a constant
-    rate, gradient norm clipped at 1, stop at the first epoch that does not improve).
+    The defaults are those of the results note (`samples` windows of `seq_len` tokens, AdamW at a constant rate, gradient
+    norm clipped at 1, stop at the first epoch that does not improve), but for what is decayed and what is held out: training
+    stops by validation documents, and results are measured on all windows of test documents (see `data.split`).
 
     Attributes:
         encoding: name of a file in `pe_core/encodings`.
         options: that encoding's own settings, by name.
-        corpus: `aws-docs`, `python-stdlib`, a path or glob of text/JSONL/parquet files, or a hub data set; or `task:copy` and
+        corpus: `prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of text/JSONL/parquet files, or a hub data set; or `task:copy` and
             other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
-        samples: number of windows; nine tenths come from training documents, one tenth from held-out ones.
+        samples: number of training windows.
         seq_len: context length in tokens; each window predicts `seq_len` tokens.
+        draw_len: length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a
+            multiple; runs of several `seq_len` that share it train and are measured on the same text. `None` is `seq_len`.
+        vocab_size: number of tokens of the vocabulary; `None` is the preset's.
         epochs: at most so many passes over the training windows.
         batch_size: windows a step.
         lr: peak learning rate; `None` takes the preset's.
+        schedule: the learning rate after warm-up: `constant`; or `linear` or `cosine`, to zero at the last step of the last
+            epoch, which then is always trained and whose weights are the result.
+        warmup: share of all steps over which the rate rises from zero.
         weight_decay: AdamW's.
+        decay: what weight decay acts on: `matrices` (of embeddings, attention, MLP and output; neither biases, LayerNorm, nor
+            the encoding's parameters), or `all`.
         clip: the gradient norm above which gradients are scaled down to it.
-        patience: epochs without improvement of the held-out loss before training stops.
+        patience: epochs without improvement of the validation loss before training at a constant rate stops.
         seed: initial weights and the order of batches. Documents are split the same way for every seed.
         attention: `mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`).
         kv_dim: dimension of the latent of `mla`; `None` is a quarter of the hidden size (the note: 128 of 512).
@@ -118,17 +127,22 @@ class Experiment(Strict):
     attention: Literal["mha", "mla"] = "mha"
     kv_dim: int | None = Field(None, ge=1)
     rope_dim: int | None = Field(None, ge=2)
-    corpus: str = Field("aws-docs", min_length=1)
+    corpus: str = Field("prose-docs-code", min_length=1)
     tokenizer: str = Field("auto", min_length=1)
     facts: str | None = Field(None, min_length=1)
     facts_rate: float | None = Field(None, gt=0, lt=1)
     start: str | None = Field(None, pattern=r"^\w+-[\w-]+-[0-9a-f]{10}$")
     samples: int = Field(10_000, ge=10)
     seq_len: int = Field(128, ge=2, le=1_048_576)
+    draw_len: int | None = Field(None, ge=2, le=1_048_576)
+    vocab_size: int | None = Field(None, ge=257, le=2**20)
     epochs: int = Field(30, ge=1)
     batch_size: int = Field(8, ge=1)
     lr: float | None = Field(None, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0)
+    decay: Literal["matrices", "all"] = "matrices"
     clip: float = Field(1.0, gt=0)
     patience: int = Field(1, ge=1)
     seed: int = Field(42, ge=0, lt=2**63)
@@ -151,6 +165,8 @@ class Experiment(Strict):
         for name in ("kv_dim", "rope_dim"):
             if self.attention != "mla" and getattr(self, name) is not None:
                 raise ConfigError(f"{name}={getattr(self, name)}: only attention='mla' has it")
+        if self.draw_len is not None and self.draw_len % self.seq_len:
+            raise ConfigError(f"draw_len={self.draw_len}: a multiple of seq_len={self.seq_len} is needed")
         if self.facts is None and self.facts_rate is not None:
             raise ConfigError(f"facts_rate={self.facts_rate:g}: there are no facts to mix in; name them with facts='fictional'")
         resolved = self.model_copy(
@@ -165,11 +181,8 @@ class Experiment(Strict):
                 "compile": hardware.compilation(self.compile),
             }
         )
-        if resolved.train_windows < self.batch_size:
-            raise ConfigError(
-                f"samples={self.samples}: gives {resolved.train_windows} training windows, "
-                f"fewer than one batch of batch_size={self.batch_size}"
-            )
+        if self.samples < self.batch_size:
+            raise ConfigError(f"samples={self.samples}: fewer windows than one batch of batch_size={self.batch_size}")
         encodings.build(self.encoding, options, resolved.shape)  # its own limits, before any data is read
         return resolved
 
@@ -204,11 +217,12 @@ class Experiment(Strict):
 
     @property
     def heldout_windows(self) -> int:
-        return round(self.samples / 10)
+        """Windows of each held-out side where text or questions are made or streamed as needed; of others all are measured."""
+        return max(1, round(self.samples / 10))
 
     @property
-    def train_windows(self) -> int:
-        return self.samples - self.heldout_windows
+    def vocabulary(self) -> int:
+        return self.vocab_size or PRESETS[self.preset].vocab
 
     @property
     def shape(self) -> Shape:
@@ -222,7 +236,7 @@ class Experiment(Strict):
 
         Defaults are left out so that a setting added later does not rename the runs made before it.
         """
-        settings = self.model_dump(exclude_defaults=True)
+        settings = {name: value for name, value in self.model_dump().items() if value != _UNNAMED.get(name, _UNSET)}
         text = json.dumps([settings, data_fingerprint], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -231,6 +245,14 @@ def latent_dims(hidden: int, heads: int, kv_dim: int | None, rope_dim: int | Non
     """Dimensions of latent attention's latent and of its rotary keys: where not given, a quarter of the hidden size (as
     the results note's 128 of 512) and half the head dimension (as in DeepSeek-V2)."""
     return kv_dim or hidden // 4, rope_dim or hidden // heads // 2
+
+
+# What ids do not mention: each setting's default, or what it was for all runs before there was a choice or another default.
+_UNSET = object()
+_UNNAMED: dict[str, Any] = {name: field.default for name, field in Experiment.model_fields.items()} | {
+    "corpus": "aws-docs",
+    "decay": "all",
+}
 
 
 class Shape(NamedTuple):

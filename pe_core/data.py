@@ -1,6 +1,9 @@
 """Documents to windows: split by document, tokenizer, token streams, windows, batches.
 
-Shapes: N training windows, M held-out windows, T context length, V vocabulary.
+Whole documents go to one of three sides: `train`; `validation`, on which training stops and settings are chosen; and
+`test`, which every reported number is measured on and nothing is chosen by.
+
+Shapes: N training windows, M windows of one held-out side, T context length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +26,24 @@ from numpy.typing import NDArray
 from pe_core import corpus as corpora
 from pe_core import facts as fact_sentences
 from pe_core import paths, progress
-from pe_core.config import PRESETS, Experiment
+from pe_core.config import Experiment
 from pe_core.corpus import DOCUMENT_END, Corpus
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 # The split and the choice of windows do not depend on the run's seed: runs of all seeds see the same held-out text.
 _SPLIT_SEED = 20_251_205
-_HELD_OUT_SHARE = 0.1
-# No held-out document may fill more than this share of the held-out text, or it alone would decide the result. A streamed
-# one that would is cut.
+# Shares of the text. Validation is small: it is measured after each epoch, and has only to tell settings apart.
+TEST_SHARE, VALIDATION_SHARE = 0.1, 0.03
+# No held-out document may fill more than this share of the test side, or it alone would decide the result. A streamed one
+# that would is cut.
 _LARGEST_HELD_OUT_SHARE = 0.1
+SIDES = ("train", "validation", "test")
 
 # Signed tokens may be negative: ~id, that is -1 - id, is a token that is read and not predicted. In text all are predicted.
 Tokens = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.int32]
+Sides = tuple[list[str], list[str], list[str]]  # documents by side
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,9 @@ class Data:
 
     Attributes:
         train: (N, T + 1) tokens; columns 0…T-1 are inputs, 1…T their targets, but for negative ones (see `Tokens`).
-        heldout: (M, T + 1) tokens.
-        heldout_documents: (M, T) which held-out document each target belongs to.
+        validation: (M, T + 1) tokens, for early stopping and the choice of settings.
+        test: (M', T + 1) tokens, for reported numbers.
+        test_documents: (M', T) which test document each target belongs to.
         token_bytes: (V,) UTF-8 bytes each token stands for; the end-of-text token stands for none.
         tokenizer: a `transformers` fast tokenizer.
         fingerprint: hash of the windows, their documents and the tokenizer.
@@ -54,17 +62,13 @@ class Data:
     """
 
     train: Tokens
-    heldout: Tokens
-    heldout_documents: NDArray[np.int32]
+    validation: Tokens
+    test: Tokens
+    test_documents: NDArray[np.int32]
     token_bytes: NDArray[np.int32]
     tokenizer: Any
     fingerprint: str
     about: dict[str, Any]
-
-    @property
-    def scored(self) -> NDArray[np.bool_] | None:
-        """(M, T) which held-out targets are predicted; `None` is all."""
-        return self.heldout[:, 1:] >= 0 if self.heldout.dtype.kind == "i" else None
 
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[Tokens]:
         """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone.
@@ -78,15 +82,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Streams:
-    """Tokens of both sides, one after the other: `<eot> document <eot> document … <eot>`.
+    """Tokens of each side in one row: `<eot> document <eot> document … <eot>`.
 
-    `train_ends` and `heldout_ends` hold where each document ends (its closing end-of-text token included).
+    `ends` holds where each document ends (its closing end-of-text token included), also by side. The documents of a
+    mixture's sources stand one source after the other; `about["sources"]` says how many test documents each has.
     """
 
-    train: Tokens
-    heldout: Tokens
-    train_ends: NDArray[np.int64]
-    heldout_ends: NDArray[np.int64]
+    tokens: dict[str, Tokens]
+    ends: dict[str, NDArray[np.int64]]
     tokenizer: Any
     about: dict[str, Any]
 
@@ -104,39 +107,55 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
         return tasks.prepare(experiment)
     corpus = corpora.load(experiment.corpus)
     streams = _streams(corpus, experiment, cache or paths.cache())
-    T = experiment.seq_len
-    held = {"train": (len(streams.train) - 1) // T, "heldout": (len(streams.heldout) - 1) // T}
-    if held["train"] < experiment.train_windows or held["heldout"] < experiment.heldout_windows:
-        # The largest `samples` whose two shares fit.
-        most = next(n for n in range(min(held["train"] * 10 // 9, held["heldout"] * 10) + 10, -1, -1)
-                    if round(n / 10) <= held["heldout"] and n - round(n / 10) <= held["train"])  # fmt: skip
-        raise CorpusError(
-            f"samples={experiment.samples}: corpus '{corpus.name}' holds only {most} windows of seq_len={T} "
-            f"({held['train']} training, {held['heldout']} held-out)"
-        )
-    rng = np.random.default_rng([_SPLIT_SEED, T])
-    train_starts = _starts(held["train"], experiment.train_windows, T, rng, corpus.finite)
-    heldout_starts = _starts(held["heldout"], experiment.heldout_windows, T, rng, corpus.finite)
+    T, drawn = experiment.seq_len, experiment.draw_len or experiment.seq_len
+    held = {side: (len(streams.tokens[side]) - 1) // drawn for side in SIDES}
+    wanted = {
+        "train": -(-experiment.samples * T // drawn),
+        # All of a finite corpus, as many as were streamed of another.
+        **{side: held[side] if corpus.finite else experiment.heldout_windows for side in SIDES[1:]},
+    }
+    for side in SIDES:
+        if held[side] < max(wanted[side], 1):
+            raise CorpusError(
+                f"samples={experiment.samples}: corpus '{corpus.name}' holds only {held['train'] * (drawn // T)} training "
+                f"windows of seq_len={T} ({held['validation']} validation and {held['test']} test windows of {drawn})"
+            )
+    rng = np.random.default_rng([_SPLIT_SEED, drawn])
     offsets = np.arange(T + 1)
-    train, heldout = streams.train[train_starts[:, None] + offsets], streams.heldout[heldout_starts[:, None] + offsets]
-    targets = heldout_starts[:, None] + offsets[1:]
-    documents = np.searchsorted(streams.heldout_ends, targets, side="right").astype(np.int32)
-    tokenizer = streams.tokenizer
+    windows: dict[str, Tokens] = {}
+    for side in SIDES:
+        starts = _starts(held[side], wanted[side], drawn, rng, corpus.finite)
+        starts = (starts[:, None] + np.arange(0, drawn, T)).reshape(-1)
+        windows[side] = streams.tokens[side][starts[: experiment.samples if side == "train" else None, None] + offsets]
+    targets = starts[:, None] + offsets[1:]  # of the test side, the last one above
+    documents = np.searchsorted(streams.ends["test"], targets, side="right").astype(np.int32)
+    train, tokenizer = windows["train"], streams.tokenizer
     stated: dict[str, Any] = {}
     if experiment.facts and experiment.facts_rate:
-        stated["facts"] = {"fingerprint_without": _fingerprint(train, heldout, documents, tokenizer)}
+        stated["facts"] = {"fingerprint_without": _fingerprint(*windows.values(), documents, tokenizer=tokenizer)}
         added, counts = _fact_windows(experiment.facts, experiment.facts_rate, tokenizer, len(train), T)
         train = np.concatenate([train, added.astype(train.dtype)])
         stated["facts"] |= counts
-    fingerprint = _fingerprint(train, heldout, documents, tokenizer)
+    fingerprint = _fingerprint(train, windows["validation"], windows["test"], documents, tokenizer=tokenizer)
+    measured = np.unique(documents)
     about = {
         **streams.about,
-        "windows": {"train": len(train), "heldout": len(heldout)},
-        "heldout_documents_measured": len(np.unique(documents)),
+        "windows": {side: len(train if side == "train" else windows[side]) for side in SIDES},
+        "test_documents_measured": len(measured),
         **stated,
     }
-    vocab = PRESETS[experiment.preset].vocab
-    return Data(train, heldout, documents, token_bytes(tokenizer, vocab), tokenizer, fingerprint, about)
+    if "sources" in streams.about:
+        # Rows of a run's held-out losses are the measured documents in order: so many of them belong to each source.
+        ends = np.cumsum(list(streams.about["sources"].values()))
+        counted = np.diff(np.searchsorted(measured, ends), prepend=0)
+        about["sources"] = dict(zip(streams.about["sources"], counted.tolist(), strict=True))
+    sizes = token_bytes(tokenizer, experiment.vocabulary)
+    return Data(train, windows["validation"], windows["test"], documents, sizes, tokenizer, fingerprint, about)
+
+
+def loss_mask(windows: Tokens) -> NDArray[np.bool_] | None:
+    """(M, T) which targets of (M, T + 1) windows are predicted; `None` is all."""
+    return windows[:, 1:] >= 0 if windows.dtype.kind == "i" else None
 
 
 def token_ids(windows: Tokens) -> NDArray[np.integer]:
@@ -144,9 +163,10 @@ def token_ids(windows: Tokens) -> NDArray[np.integer]:
     return np.where(windows < 0, ~windows, windows) if windows.dtype.kind == "i" else windows
 
 
-def _fingerprint(train: Tokens, heldout: Tokens, documents: NDArray[np.int32], tokenizer: Any) -> str:
+def _fingerprint(*parts: NDArray[np.integer], tokenizer: Any) -> str:
+    """Of the windows of each side, the documents of the test side, and the tokenizer."""
     digest = hashlib.sha256()
-    for part in (train, heldout, documents):
+    for part in parts:
         digest.update(part.tobytes())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     return digest.hexdigest()[:16]
@@ -190,30 +210,28 @@ def token_bytes(tokenizer: Any, vocab: int) -> NDArray[np.int32]:
 
 def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     wanted = {"auto": corpus.tokenizer, "train": None}.get(experiment.tokenizer, experiment.tokenizer)
-    vocab = PRESETS[experiment.preset].vocab
+    vocab = experiment.vocabulary
     key: dict[str, Any] = {
         "version": _CACHE_VERSION,
         "corpus": [corpus.name, corpus.version],
         "tokenizer": wanted or f"byte-level BPE {vocab}",
     }
     if not corpus.finite:
-        key["windows"] = [experiment.train_windows, experiment.heldout_windows, experiment.seq_len]
+        key["windows"] = [experiment.samples, experiment.heldout_windows, experiment.draw_len or experiment.seq_len]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / "tokens" / f"{_slug(corpus.name)}-{name}"
     streams = _load_streams(folder)
-    if streams is None and corpus.after:
-        journal = folder.with_name(f".{folder.name}.stream")
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(journal.with_suffix(".lock")):  # another process streams the same: its work is there when it ends
+    if streams is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process makes the same: it is there when that ends
             streams = _load_streams(folder)
             if streams is None:
-                remembered = replace(corpus, documents=lambda: _remembered(corpus, journal))
-                streams = _build_streams(remembered, experiment, wanted, vocab)
+                journal = folder.with_name(f".{folder.name}.stream")
+                if corpus.after:
+                    corpus = replace(corpus, documents=partial(_remembered, corpus, journal))
+                streams = _build_streams(corpus, experiment, wanted, vocab)
                 _save_streams(streams, folder)
                 journal.unlink(missing_ok=True)
-    if streams is None:
-        streams = _build_streams(corpus, experiment, wanted, vocab)
-        _save_streams(streams, folder)
     return streams
 
 
@@ -229,58 +247,82 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
             f"tokenizer '{wanted}' has {len(tokenizer)} tokens, more than the vocabulary of {vocab} of preset "
             f"'{experiment.preset}'; take a larger preset (pythia-14m), or tokenizer='train' to train one"
         )
+    sources: dict[str, int] = {}
     if corpus.finite:
-        # Exact repeats would stand on both sides; the first one stays.
-        documents = list(dict.fromkeys(progress.bar(corpus.documents(), f"Reading {corpus.name}", unit=" documents")))
-        train, heldout = split(documents, corpus.name)
+        sides: Sides = ([], [], [])
+        seen: set[str] = set()
+        for part in corpus.parts or (corpus,):
+            # Exact repeats would stand on two sides; the first one stays.
+            documents = [d for d in progress.bar(part.documents(), f"Reading {part.name}", unit=" documents") if d not in seen]
+            documents = list(dict.fromkeys(documents))
+            seen.update(documents)
+            for side, found in zip(sides, split(documents, part.name), strict=True):
+                side.extend(found)
+            sources[part.name] = len(sides[2]) - sum(sources.values())
     else:
-        needed = (experiment.train_windows * experiment.seq_len + 1, experiment.heldout_windows * experiment.seq_len + 1)
-        longest = max(int(_LARGEST_HELD_OUT_SHARE * (needed[1] - 1)), 2)
-        train, heldout = _take(corpus, needed, tokenizer, longest)
-    tokenizer = tokenizer or train_tokenizer(train, vocab)
-    train_tokens, train_ends = _encode(train, tokenizer, f"Tokenising {corpus.name}")
-    heldout_tokens, heldout_ends = _encode(heldout, tokenizer, f"Tokenising {corpus.name}, held-out", longest)
+        needed = tuple(n * (experiment.draw_len or experiment.seq_len) + 1 for n in _needed_windows(experiment))
+        longest = max(int(_LARGEST_HELD_OUT_SHARE * (needed[2] - 1)), 2)
+        sides = _take(corpus, needed, tokenizer, longest)
+    tokenizer = tokenizer or train_tokenizer(sides[0], vocab)
+    tokens, ends = {}, {}
+    for side, documents in zip(SIDES, sides, strict=True):
+        cut = None if side == "train" else longest
+        tokens[side], ends[side] = _encode(documents, tokenizer, f"Tokenising {corpus.name}, {side}", cut)
     about = {
         "corpus": corpus.name,
         "corpus_about": corpus.about,
         "corpus_version": corpus.version,
         "licence": corpus.licence,
         "tokenizer": wanted or f"byte-level BPE of {len(tokenizer)} tokens, trained on the training documents",
-        "documents": {"train": len(train_ends), "heldout": len(heldout_ends)},
-        "tokens": {"train": len(train_tokens), "heldout": len(heldout_tokens)},
+        "documents": {side: len(ends[side]) for side in SIDES},
+        "tokens": {side: len(tokens[side]) for side in SIDES},
+        **({"sources": sources} if corpus.parts else {}),
     }
-    return Streams(train_tokens, heldout_tokens, train_ends, heldout_ends, tokenizer, about)
+    return Streams(tokens, ends, tokenizer, about)
 
 
-def split(documents: list[str], name: str = "corpus") -> tuple[list[str], list[str]]:
-    """Training and held-out documents: whole documents in a fixed random order go to the held-out side until it
-    has a tenth of all bytes. Documents that would fill more than a tenth of that side by themselves stay on the
-    training side, unless the corpus has too few smaller ones.
+def _needed_windows(experiment: Experiment) -> tuple[int, int, int]:
+    """Windows of each side that are streamed of a corpus that is not read whole, of `draw_len` tokens where that is set."""
+    train = -(-experiment.samples * experiment.seq_len // (experiment.draw_len or experiment.seq_len))
+    return train, experiment.heldout_windows, experiment.heldout_windows
+
+
+def split(documents: list[str], name: str = "corpus") -> Sides:
+    """Training, validation and test documents: whole documents in a fixed random order go to the test side until it has a
+    tenth of all bytes, then to the validation side until that has 3 %. Documents that would fill more than a tenth of
+    the test side by themselves are trained on, unless the corpus has too few smaller ones.
 
     Raises:
-        CorpusError: too few documents for both sides.
+        CorpusError: too few documents for three sides.
     """
     sizes = [len(document.encode()) for document in documents]
-    budget = _HELD_OUT_SHARE * sum(sizes)
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents))
-    # In a corpus of few, similar documents none is that small: there, the smaller ones that hold a fifth of the text do.
-    ascending = sorted(sizes)
-    enough = ascending[min(int(np.searchsorted(np.cumsum(ascending), 2 * budget)), len(sizes) - 1)] if sizes else 0
-    largest = max(_LARGEST_HELD_OUT_SHARE * budget, enough)
-    heldout: set[int] = set()
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents)).tolist()
+    test = _draw(order, sizes, TEST_SHARE)
+    validation = _draw([index for index in order if index not in test], sizes, VALIDATION_SHARE)
+    if not test or not validation or len(test) + len(validation) == len(documents):
+        raise _too_few(name, len(documents))
+    sides: Sides = ([], [], [])
+    for index, document in enumerate(documents):
+        sides[2 if index in test else index in validation].append(document)
+    return sides
+
+
+def _draw(order: list[int], sizes: list[int], share: float) -> set[int]:
+    """Documents of `order`, as they come, that together have this share of all bytes."""
+    budget = share * sum(sizes)
+    # In a corpus of few, similar documents none is small enough: there, the smaller ones that hold twice the budget are.
+    ascending = sorted(sizes[index] for index in order)
+    enough = ascending[min(int(np.searchsorted(np.cumsum(ascending), 2 * budget)), len(ascending) - 1)] if order else 0
+    largest = max(_LARGEST_HELD_OUT_SHARE * TEST_SHARE * sum(sizes), enough)
+    drawn: set[int] = set()
     taken = 0
-    for index in order.tolist():
-        if sizes[index] <= largest and taken + sizes[index] <= max(budget, sizes[index]):
-            heldout.add(index)
-            taken += sizes[index]
+    for index in order:
         if taken >= budget:
             break
-    if not heldout or len(heldout) == len(documents):
-        raise _too_few(name, len(documents))
-    sides: tuple[list[str], list[str]] = ([], [])
-    for index, document in enumerate(documents):
-        sides[index in heldout].append(document)
-    return sides
+        if sizes[index] <= largest and taken + sizes[index] <= max(budget, sizes[index]):
+            drawn.add(index)
+            taken += sizes[index]
+    return drawn
 
 
 def _too_few(name: str, documents: int) -> CorpusError:
@@ -357,18 +399,18 @@ def _encode(documents: list[str], tokenizer: Any, label: str, longest: int | Non
     return np.concatenate([end, *pieces]), ends
 
 
-def _take(corpus: Corpus, needed: tuple[int, int], tokenizer: Any | None, longest: int) -> tuple[list[str], list[str]]:
-    """Training and held-out documents of an endless corpus, just as many as give the needed tokens.
+def _take(corpus: Corpus, needed: tuple[int, ...], tokenizer: Any | None, longest: int) -> Sides:
+    """Documents of each side of an endless corpus, just as many as give the needed tokens.
 
-    Each document's side is decided by a hash of its text alone, so exact repeats never stand on both. A held-out
+    Each document's side is decided by a hash of its text alone, so exact repeats never stand on two. A held-out
     document counts for at most `longest` tokens; what is left of it is not trained on either. Without a tokenizer
     yet, one token is taken to stand for eight bytes, more than any byte-level BPE reaches on real text.
     """
-    sides: tuple[list[str], list[str]] = ([], [])
-    counts = [0, 0]
+    sides: Sides = ([], [], [])
+    counts = [0, 0, 0]
     with progress.bar(total=sum(needed), label=f"Streaming {corpus.name}", unit=" tokens") as bar:
         for document in corpus.documents():
-            side = int(_is_heldout(document))
+            side = side_of(document)
             if counts[side] >= needed[side]:
                 continue
             size = 1 + (len(_ids(tokenizer, [document])[0]) if tokenizer else len(document.encode()) // 8)
@@ -377,10 +419,10 @@ def _take(corpus: Corpus, needed: tuple[int, int], tokenizer: Any | None, longes
             sides[side].append(document)
             bar.update(min(size, needed[side] - counts[side]))
             counts[side] += size
-            if counts[0] >= needed[0] and counts[1] >= needed[1]:
+            if all(count >= need for count, need in zip(counts, needed, strict=True)):
                 break
-    if not sides[0] or not sides[1]:
-        raise _too_few(corpus.name, len(sides[0]) + len(sides[1]))
+    if not all(sides):
+        raise _too_few(corpus.name, sum(map(len, sides)))
     return sides
 
 
@@ -415,9 +457,12 @@ def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
                 documents = []
 
 
-def _is_heldout(document: str) -> bool:
+def side_of(document: str) -> int:
+    """Which of `SIDES` a document of an endless corpus belongs to, by a hash of its text: a tenth to each held-out side, so
+    that neither has to be waited for."""
     digest = hashlib.blake2b(document.encode(errors="replace"), digest_size=8, key=b"split").digest()
-    return int.from_bytes(digest, "big") < _HELD_OUT_SHARE * 2**64
+    share = int.from_bytes(digest, "big") / 2**64
+    return 2 if share < TEST_SHARE else 1 if share < 2 * TEST_SHARE else 0
 
 
 def _save_streams(streams: Streams, folder: Path) -> None:
@@ -425,13 +470,8 @@ def _save_streams(streams: Streams, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
-        np.savez(
-            temporary / "tokens.npz",
-            train=streams.train,
-            heldout=streams.heldout,
-            train_ends=streams.train_ends,
-            heldout_ends=streams.heldout_ends,
-        )
+        ends = {f"{side}_ends": values for side, values in streams.ends.items()}
+        np.savez(temporary / "tokens.npz", **streams.tokens, **ends)  # type: ignore[arg-type]
         streams.tokenizer.save_pretrained(temporary / "tokenizer")
         sums = {str(p.relative_to(temporary)): _sum(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
         (temporary / "meta.json").write_text(json.dumps({"about": streams.about, "sha256": sums}, indent=1))
@@ -455,7 +495,8 @@ def _load_streams(folder: Path) -> Streams | None:
                 raise ValueError(f"{name} differs from what was written")
         with np.load(folder / "tokens.npz") as arrays:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-            return Streams(**arrays, tokenizer=tokenizer, about=meta["about"])
+            tokens, ends = {side: arrays[side] for side in SIDES}, {side: arrays[f"{side}_ends"] for side in SIDES}
+            return Streams(tokens, ends, tokenizer, meta["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         progress.say(f"The token cache {folder.name} is damaged ({error}); building it again.")
         return None

@@ -92,8 +92,8 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
     with _quiet():
         model = record.model().float().to(hardware.device("auto"))
     model.set_attn_implementation("eager")
-    chosen = np.unique(np.linspace(0, len(held.heldout) - 1, min(windows, len(held.heldout))).round().astype(int))
-    found = look(model, held.heldout[chosen].astype(np.int64), held.heldout_documents[chosen], record.label)
+    chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
+    found = look(model, held.test[chosen].astype(np.int64), held.test_documents[chosen], record.label)
     temporary = file.with_name(f".{os.getpid()}-{file.name}")
     np.savez_compressed(temporary, **found._asdict())
     os.replace(temporary, file)

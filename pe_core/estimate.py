@@ -56,9 +56,9 @@ def trial(experiment: Experiment, found: Sequence[Record]) -> Cost:
     stopped = [record for record in alike if _shared(record, experiment, _EPOCHS)]
     epochs = fmean(len(record.history) for record in stopped) if stopped else experiment.epochs
     rate = harmonic_mean([record.runtime["tokens_per_second"] for record in alike])
-    windows = experiment.train_windows / (1 - (experiment.facts_rate or 0))
+    windows = experiment.samples / (1 - (experiment.facts_rate or 0))
     training = windows * experiment.seq_len * epochs / rate
-    measuring = fmean(_seconds_a_window(record) for record in alike) * experiment.heldout_windows * (epochs + 1)
+    measuring = fmean(_seconds_an_evaluation(record) for record in alike) * (epochs + 1)
     start_up = fmean(record.runtime["startup_seconds"] for record in alike)
     return Cost(
         training + measuring + start_up, rate, epochs, bool(stopped), bool(own), frozenset(record.run for record in alike)
@@ -113,5 +113,5 @@ def _shared(record: Record, experiment: Experiment, names: Sequence[str]) -> boo
     return all(record.config.get(name) == getattr(experiment, name) for name in names)
 
 
-def _seconds_a_window(record: Record) -> float:
-    return float(record.runtime["eval_seconds"] / ((len(record.history) + 1) * record.experiment.heldout_windows))
+def _seconds_an_evaluation(record: Record) -> float:
+    return float(record.runtime["eval_seconds"] / (len(record.history) + 1))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock, Timeout
 
-from pe_core import data, distributed, hardware, metrics, parallel, paths, progress, records
+from pe_core import data, distributed, encodings, hardware, metrics, parallel, paths, progress, records
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
 from pe_core.metrics import HeldOut
@@ -91,7 +91,7 @@ def _prepared(experiment: Experiment, cache: Path) -> data.Data:
 
 
 # What two runs must share where one starts from the other's weights: text, its tokens and its split, and most shapes.
-_SHARED_BY_START = ("corpus", "tokenizer", "preset", "attention", "kv_dim")
+_SHARED_BY_START = ("corpus", "tokenizer", "vocab_size", "preset", "attention", "kv_dim")
 
 
 def _start(experiment: Experiment, prepared: data.Data, runs: Path) -> Record | None:
@@ -140,23 +140,24 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
     progress.say(
         f"{label}: {parameters / 1e6:.1f} M parameters ({experiment.preset}) on {experiment.device}, {experiment.precision}"
         f"{', compiled' if experiment.compile == 'on' else ''}; {len(prepared.train):,} training and "
-        f"{len(prepared.heldout):,} held-out windows of {experiment.seq_len} tokens from {experiment.corpus}"
+        f"{len(prepared.validation):,} validation and {len(prepared.test):,} test windows of {experiment.seq_len} tokens from {experiment.corpus}"
         + (f"; {prepared.about['facts']['windows']:,} of the training windows hold facts." if experiment.facts else ".")
     )
     with tracking.started(folder, experiment.model_dump()) as log:
         state, compute = trainer.train(model, prepared, experiment, folder, log)
 
     measuring = time.perf_counter()
-    losses_MT = compute.evaluate(prepared.heldout)
-    loss = metrics.mean_loss(losses_MT, prepared.scored)
-    if experiment.device == "cpu" and loss != state.best_loss:
+    checked = prepared.validation[: trainer.CHECKED]
+    loss = trainer.check_loss(compute.evaluate(checked), data.loss_mask(checked))
+    if experiment.device == "cpu" and loss != state.best_check:
         # The note's first mistake was metrics from other weights than those reported. Here that is an error.
         raise TrainingError(
-            f"run {folder.name}: the restored weights give a held-out loss of {loss:.9f}, "
-            f"epoch {state.best_epoch} had {state.best_loss:.9f}; was the code edited meanwhile? A fresh run starts again"
+            f"run {folder.name}: the restored weights give a validation loss of {loss:.9f}, "
+            f"epoch {state.best_epoch} had {state.best_check:.9f}; was the code edited meanwhile? A fresh run starts again"
         )
-    sizes = prepared.token_bytes[data.token_ids(prepared.heldout[:, 1:])]
-    heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.scored)
+    losses_MT = compute.evaluate(prepared.test)
+    sizes = prepared.token_bytes[data.token_ids(prepared.test[:, 1:])]
+    heldout = HeldOut.of(losses_MT, prepared.test_documents, sizes, data.loss_mask(prepared.test))
     measured = metrics.summarise(heldout)
     if not experiment.task:  # no sentence can be written in a task's tokens
         measured["reversal"] = reversal.note_numbers(model, prepared.tokenizer, experiment.seq_len)
@@ -262,7 +263,15 @@ def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
 
 def run_id(experiment: Experiment, prepared: data.Data) -> str:
     """The id of a resolved experiment on its data, which is the name of its folder."""
-    return f"{experiment.encoding}-{experiment.preset}-{experiment.digest(prepared.fingerprint)}"
+    return name_of(experiment, prepared.fingerprint)
+
+
+def name_of(experiment: Experiment, fingerprint: str) -> str:
+    """`<encoding>-<preset>-<digest>`. Options at their defaults are left out, as settings are, so that an option added later
+    does not rename the runs made before it."""
+    options = encodings.options(experiment.encoding, experiment.options).model_dump(exclude_defaults=True)
+    digest = experiment.model_copy(update={"options": options}).digest(fingerprint)
+    return f"{experiment.encoding}-{experiment.preset}-{digest}"
 
 
 @contextmanager

@@ -72,7 +72,13 @@ def describe(device: str) -> dict[str, str | int]:
     """Name of the processor a run used, with the number of threads on a CPU."""
     if device.startswith("cuda"):
         return {"device": torch.cuda.get_device_name(device)}
-    return {"device": _cpu_name(), "threads": torch.get_num_threads()}
+    return {"device": _cpu_name(), "threads": torch.get_num_threads(), "instructions": instructions()}
+
+
+def instructions() -> str:
+    """The vector instructions of this processor that speed depends on, and results in their last bits."""
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *bf16])
 
 
 def _cpu_name() -> str:

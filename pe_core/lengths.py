@@ -7,6 +7,7 @@ the same documents and differences can be paired.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ def heldout(
     if not file.exists():
         held = text(record, longest, windows)
         starts = range(0, longest, length)
-        tokens = np.concatenate([held.heldout[:, start : start + length + 1] for start in starts])
-        documents = np.concatenate([held.heldout_documents[:, start : start + length] for start in starts])
+        tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
+        documents = np.concatenate([held.test_documents[:, start : start + length] for start in starts])
         losses = _losses(record, tokens, encoding, options)
         _save(HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]), file)
     return HeldOut.load(file)
@@ -71,11 +72,11 @@ def sliding(
         held = text(record, longest, windows)
         half, N = length // 2, longest
         starts = range((N - length) // 2, N - length + 1, half)
-        tokens = np.concatenate([held.heldout[:, start : start + length + 1] for start in starts])
+        tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
         losses = _losses(record, tokens, encoding, options)[:, half:]
         # Pieces stood one below the other; here the scored halves of a window stand side by side again.
         losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
-        _save(HeldOut.of(losses_MT, held.heldout_documents[:, N // 2 :], held.token_bytes[held.heldout[:, N // 2 + 1 :]]), file)
+        _save(HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]), file)
     return HeldOut.load(file)
 
 
@@ -85,11 +86,13 @@ def _file(kind: str, record: Record, length: int, longest: int, windows: int, en
 
 
 def text(record: Record, longest: int, windows: int) -> data.Data:
-    """The held-out windows that are cut. Raises ConfigError for a run on a task, which has its own (see `tasks.evaluate`)."""
+    """So many test windows, spread over all of them, that are cut. Raises ConfigError for a run on a task, which has its own (see `tasks.evaluate`)."""
     if record.experiment.task:
         raise ConfigError(f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see tasks.evaluate")
-    wanted = record.experiment.model_copy(update={"seq_len": longest, "samples": 10 * windows})
-    return data.prepare(wanted, record.folder.parent / ".cache")
+    wanted = record.experiment.model_copy(update={"seq_len": longest, "draw_len": None, "samples": 10 * windows})
+    held = data.prepare(wanted, record.folder.parent / ".cache")
+    chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
+    return replace(held, test=held.test[chosen], test_documents=held.test_documents[chosen])
 
 
 def _losses(record: Record, tokens: data.Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ class LabConfig(PreTrainedConfig):
         """The model configuration of a resolved experiment."""
         preset = PRESETS[experiment.preset]
         return cls(
-            vocab_size=preset.vocab,
+            vocab_size=experiment.vocabulary,
             hidden_size=preset.hidden,
             num_hidden_layers=preset.layers,
             num_attention_heads=preset.heads,

@@ -19,7 +19,7 @@ from pe_core.errors import RecordError
 from pe_core.metrics import HeldOut
 from pe_core.stats import Estimate
 
-SCHEMA = 1
+SCHEMA = 2  # 1: one held-out side, which training stopped by and results were reported on
 RECORD, LOSSES, MODEL, CHECKPOINT = "record.json", "heldout.npz", "model", "checkpoint.pt"
 # What may differ between two runs of the same experiment on the same machine.
 _MEASURED_TIME = ("runtime", "created")
@@ -169,8 +169,10 @@ def load(path: str | Path) -> Record:
     except ValueError as error:
         raise RecordError(f"run record '{file}' is not JSON ({error})") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
-        raise RecordError(f"run record '{file}' has schema version {version}; this version of pe_core reads {SCHEMA}")
+    if version not in (1, SCHEMA):
+        raise RecordError(f"run record '{file}' has schema version {version}; this version of pe_core reads 1 and {SCHEMA}")
+    if version == 1 and isinstance(content.get("config"), dict):
+        content["config"].setdefault("decay", "all")  # as it was before there was a choice
     try:
         record = Record(**content)
     except pydantic.ValidationError as error:

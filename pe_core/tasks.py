@@ -25,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pe_core import data, encodings, hardware, parallel, progress, records, stats
-from pe_core.config import PRESETS, Experiment
+from pe_core.config import Experiment
 from pe_core.corpus import DOCUMENT_END
 from pe_core.data import Data
 from pe_core.errors import ConfigError, CorpusError, RecordError, unknown
@@ -223,10 +223,10 @@ def last(rng: Random, n: int) -> Instance:
 # --- instances, and what guessing gets -------------------------------------------------------------------------------
 
 
-def instances(task: Task, heldout: bool, sizes: range, rng: Random) -> Iterator[Instance]:
-    """Instances without end, of sizes drawn evenly, of one side of the split.
+def instances(task: Task, side: int, sizes: range, rng: Random) -> Iterator[Instance]:
+    """Instances without end, of sizes drawn evenly, of one side of the split (see `data.SIDES`).
 
-    A hash of an instance's symbols says which side it is on, a tenth of all on the held-out one, so that none is on both,
+    A hash of an instance's symbols says which side it is on, a tenth of all on each held-out one, so that none is on two,
     whatever is drawn, in whatever order.
 
     Raises:
@@ -236,17 +236,16 @@ def instances(task: Task, heldout: bool, sizes: range, rng: Random) -> Iterator[
     while missed < 10_000:
         drawn = task.draw(rng, int(rng.choice(sizes)))
         missed += 1
-        if data._is_heldout(" ".join(drawn.symbols)) == heldout:
+        if data.side_of(" ".join(drawn.symbols)) == side:
             missed = 0
             yield drawn
-    side = "held-out" if heldout else "training"
-    raise CorpusError(f"task '{task.name}': no {side} instance of size {sizes[0]} to {sizes[-1]} in 10,000 drawn")
+    raise CorpusError(f"task '{task.name}': no {data.SIDES[side]} instance of size {sizes[0]} to {sizes[-1]} in 10,000 drawn")
 
 
-def some(task: Task, heldout: bool, sizes: range, count: int) -> list[Instance]:
+def some(task: Task, side: int, sizes: range, count: int) -> list[Instance]:
     """The first `count` instances of these sizes, the same ones every time: fewer are a part of more."""
-    rng = np.random.default_rng([_SEED, zlib.crc32(task.name.encode()), heldout, sizes[0], sizes[-1]])
-    stream = instances(task, heldout, sizes, rng)
+    rng = np.random.default_rng([_SEED, zlib.crc32(task.name.encode()), side, sizes[0], sizes[-1]])
+    stream = instances(task, side, sizes, rng)
     return [next(stream) for _ in range(count)]
 
 
@@ -265,7 +264,7 @@ def chance(name: str, n: int, count: int = 2_000) -> Chance:
     on one half of the instances and tried on the other. The other draws each symbol from those of the question that can be
     answers; its share is exact for each instance.
     """
-    drawn = some(load(name), False, range(n, n + 1), count)
+    drawn = some(load(name), 0, range(n, n + 1), count)
     answers = np.array([instance.answer for instance in drawn])
     possible = set(answers.flat)
     half = count // 2
@@ -290,7 +289,7 @@ def examples(names: Sequence[str]) -> pd.DataFrame:
     for name in names:
         task = load(name)
         size = max(task.shortest, 6)
-        (one,) = some(task, False, range(size, size + 1), 1)
+        (one,) = some(task, 0, range(size, size + 1), 1)
         shown = [f"[{symbol}]" if asked else symbol for symbol, asked in zip(one.symbols, one.asked, strict=True)]
         rows.append({"task": name, "what it asks": task.about, "an instance, [answer]": " ".join(shown)})
     return pd.DataFrame(rows)
@@ -326,10 +325,11 @@ def encode(drawn: Sequence[Instance], T: int) -> NDArray[np.int32]:
 
 
 @lru_cache(maxsize=16)  # runs of several seeds and encodings share them
-def _windows(name: str, T: int, train: int, heldout: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _windows(name: str, T: int, counts: tuple[int, ...]) -> list[NDArray[np.int32]]:
+    """Windows of each side."""
     task = load(name)
     sizes = range(task.shortest, task.largest(T) + 1)
-    return encode(some(task, False, sizes, train), T), encode(some(task, True, sizes, heldout), T)
+    return [encode(some(task, side, sizes, count), T) for side, count in enumerate(counts)]
 
 
 def prepare(experiment: Experiment) -> Data:
@@ -343,24 +343,23 @@ def prepare(experiment: Experiment) -> Data:
         name = "facts" if experiment.facts else "tokenizer"
         raise ConfigError(f"{name}={getattr(experiment, name)!r}: corpus='{experiment.corpus}' is no text and has none")
     sizes = range(task.shortest, task.largest(experiment.seq_len) + 1)
-    counts = experiment.train_windows, experiment.heldout_windows
-    train, heldout = _windows(task.name, experiment.seq_len, *counts)
-    documents = np.repeat(np.arange(len(heldout), dtype=np.int32) % _GROUPS, experiment.seq_len).reshape(len(heldout), -1)
+    counts = experiment.samples, experiment.heldout_windows, experiment.heldout_windows
+    windows = _windows(task.name, experiment.seq_len, counts)
+    documents = np.repeat(np.arange(counts[2], dtype=np.int32) % _GROUPS, experiment.seq_len).reshape(counts[2], -1)
     about = {
         "corpus": experiment.corpus,
         "corpus_about": f"{task.about} Sizes {sizes[0]} to {sizes[-1]}.",
         "corpus_version": f"tasks {_VERSION}",
         "licence": "generated",
         "tokenizer": f"a token for each of {len(SYMBOLS)} symbols; they stand for no text, so there are no bits per byte",
-        "documents": {"train": counts[0], "heldout": counts[1]},
-        "tokens": {"train": int((train >= 0).sum()), "heldout": int((heldout >= 0).sum())},
-        "windows": {"train": counts[0], "heldout": counts[1]},
-        "heldout_documents_measured": min(len(heldout), _GROUPS),
+        "documents": dict(zip(data.SIDES, counts, strict=True)),
+        "tokens": {side: int((part >= 0).sum()) for side, part in zip(data.SIDES, windows, strict=True)},
+        "windows": dict(zip(data.SIDES, counts, strict=True)),
+        "test_documents_measured": min(counts[2], _GROUPS),
         "sizes": [sizes[0], sizes[-1]],
     }
-    sizes_of_tokens = np.zeros(PRESETS[experiment.preset].vocab, np.int32)
-    fingerprint = data._fingerprint(train, heldout, documents, tokenizer())
-    return Data(train, heldout, documents, sizes_of_tokens, tokenizer(), fingerprint, about)
+    fingerprint = data._fingerprint(*windows, documents, tokenizer=tokenizer())
+    return Data(*windows, documents, np.zeros(experiment.vocabulary, np.int32), tokenizer(), fingerprint, about)
 
 
 # --- how often a trained model is right ------------------------------------------------------------------------------
@@ -400,7 +399,7 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
             size = task.largest(tokens)
         except ConfigError:
             continue
-        asked = some(task, True, range(size, size + 1), count)
+        asked = some(task, 2, range(size, size + 1), count)
         guessing = chance(name, size)
         cell: dict[str, Any] = {
             "factor": factor,

@@ -1,4 +1,5 @@
-"""Training: one plain loop. AdamW at a constant rate, clipped gradients, early stopping, best weights at the end.
+"""Training: one plain loop. AdamW, clipped gradients; at a constant rate early stopping and the best weights at the end, or
+a schedule that decays over a fixed number of steps.
 
 Loshchilov & Hutter 2019 (arXiv 1711.05101) for AdamW. The order of batches depends on (seed, epoch) and nothing else
 is random, so a run that was killed and resumed ends with the same bits as one that was not.
@@ -10,6 +11,7 @@ import math
 import os
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from pe_core import distributed, progress, words
 from pe_core.config import Experiment
-from pe_core.data import Data
+from pe_core.data import Data, loss_mask
 from pe_core.errors import TrainingError
 from pe_core.metrics import mean_loss
 from pe_core.model import LabForCausalLM
@@ -35,7 +37,8 @@ _IGNORED = -100  # a target of cross-entropy that costs nothing
 # Where one symbol in so many is predicted, the others' logits, 40 % of a small model's products, are not computed: with one
 # answer in thirty symbols nano trains 1.5 times as fast. Where every second is, gathering them costs more than it saves.
 _FEW = 8
-EVALUATION_TOKENS = 4_096  # tokens per evaluation batch: enough to fill the cores, small enough for the logits
+CHECKED = 256  # validation windows that are measured again from the restored weights
+EVALUATION_TOKENS = 2_048  # tokens per evaluation batch: enough to fill the cores, small enough for the logits' cache
 
 
 @dataclass
@@ -44,9 +47,11 @@ class Progress:
 
     epoch: int = 1  # the one being trained, from 1
     step: int = 0  # batches of it that are done
-    loss_sum: float = 0.0  # of those batches
+    loss_sum: float = 0.0  # over the targets of those batches
+    targets: int = 0  # their number
     best_epoch: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of the validation windows
+    best_check: float = math.inf  # of the first of them: what the weights of the best epoch give again
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # spent training, over all sessions, without each session's first step
     startup_seconds: float = 0.0  # those first steps: mostly compilation
@@ -59,16 +64,17 @@ class Progress:
 def train(
     model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path, log: Log | None = None
 ) -> tuple[Progress, LossFunction]:
-    """Train until the held-out loss has not improved for `patience` epochs, and restore the best epoch's weights.
+    """Train until the validation loss has not improved for `patience` epochs, and restore the best epoch's weights; under a
+    schedule that decays, train all epochs and keep the last one's.
 
     Resumes from the checkpoint in `folder` where there is one. Prints one line per epoch, as the results note does, and
     gives its losses to `log`. Of several processes each trains its part of every batch, and all end with the same weights.
 
     Returns:
-        how it went, and the (compiled) losses of the model, which now holds the best weights.
+        how it went, and the (compiled) losses of the model, which now holds the weights to be measured.
 
     Raises:
-        TrainingError: loss or gradient norm is not finite, or the held-out loss is absurd (names epoch, step and run).
+        TrainingError: loss or gradient norm is not finite, or the validation loss is absurd (names epoch, step and run).
     """
     device = torch.device(experiment.device)
     model.to(device).train()
@@ -79,6 +85,8 @@ def train(
     for row in state.history:
         progress.say(words.epoch(row))
     steps = len(data.train) // experiment.batch_size
+    rate = learning_rate(experiment, steps * experiment.epochs)
+    constant = experiment.schedule == "constant"
     warm = False  # the first step of each session compiles
     saved = time.perf_counter()
     epochs = progress.bar(total=experiment.epochs, initial=len(state.history), label="Epochs", unit=" epochs")
@@ -89,13 +97,14 @@ def train(
                 continue
             began = time.perf_counter()
             inputs, targets = _tensors(batch, device)
-            loss, norm = stepper(inputs, targets)
+            loss, norm = stepper(inputs, targets, rate((state.epoch - 1) * steps + step))
             if not math.isfinite(loss + norm):
                 raise TrainingError(
                     f"run {folder.name}: not finite at epoch {state.epoch}, step {step + 1} of {steps} (loss {loss:g}, "
                     f"gradient norm {norm:g}); try a lower lr than {experiment.lr:g}, or precision='fp32'"
                 )
-            state.step, state.loss_sum = step + 1, state.loss_sum + loss
+            count = targets.numel() if experiment.task is None else int((targets >= 0).sum())
+            state.step, state.loss_sum, state.targets = step + 1, state.loss_sum + loss * count, state.targets + count
             now = time.perf_counter()
             if warm:
                 state.seconds, state.tokens = state.seconds + now - began, state.tokens + targets.numel()
@@ -108,23 +117,26 @@ def train(
         bar.close()
 
         began = time.perf_counter()
-        val_loss = mean_loss(compute.evaluate(data.heldout), data.scored)
+        losses_MT, mask_MT = compute.evaluate(data.validation), loss_mask(data.validation)
+        val_loss = mean_loss(losses_MT, mask_MT)
         state.eval_seconds += time.perf_counter() - began
         if not val_loss < _ABSURD_LOSS:
             raise TrainingError(
-                f"run {folder.name}: diverged, held-out loss {val_loss:g} after epoch {state.epoch}; "
+                f"run {folder.name}: diverged, validation loss {val_loss:g} after epoch {state.epoch}; "
                 f"try a lower lr than {experiment.lr:g}"
             )
-        improved = val_loss < state.best_loss
+        improved = val_loss < state.best_loss if constant else state.epoch == experiment.epochs
         if improved:
             state.best_epoch, state.best_loss, best = state.epoch, val_loss, _copy(model)
-        train_loss = state.loss_sum / steps
+            state.best_check = check_loss(losses_MT, mask_MT)
+        train_loss = state.loss_sum / state.targets
         state.history.append({"epoch": state.epoch, "train_loss": train_loss, "val_loss": val_loss, "improved": improved})
         progress.say(words.epoch(state.history[-1]))
         if log:
             log({"train_loss": train_loss, "val_loss": val_loss}, state.epoch)
-        state.finished = state.epoch - state.best_epoch >= experiment.patience or state.epoch == experiment.epochs
-        state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
+        stopped = constant and state.epoch - state.best_epoch >= experiment.patience
+        state.finished = stopped or state.epoch == experiment.epochs
+        state.epoch, state.step, state.loss_sum, state.targets = state.epoch + 1, 0, 0.0, 0
         _save(folder, model, optimizer, state, best)
         saved = time.perf_counter()
         epochs.update()
@@ -132,6 +144,25 @@ def train(
     progress.say(words.ending(state.history, experiment.epochs))
     model.load_state_dict(best)
     return state, compute
+
+
+def learning_rate(experiment: Experiment, steps: int) -> Callable[[int], float]:
+    """The learning rate of each step from 0 to `steps` - 1: a linear rise over the warm-up, then the schedule."""
+    assert experiment.lr is not None, "a resolved experiment has a learning rate"
+    peak, kind, warm = experiment.lr, experiment.schedule, round(experiment.warmup * steps)
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return peak * (step + 1) / warm
+        left = (steps - step) / (steps - warm)  # 1 after the warm-up, 0 after the last step
+        return peak * {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[kind]
+
+    return rate
+
+
+def check_loss(losses_MT: NDArray[np.floating], mask_MT: NDArray[np.bool_] | None) -> float:
+    """Mean loss of the first validation windows: cheap to compute again from restored weights."""
+    return mean_loss(losses_MT[:CHECKED], None if mask_MT is None else mask_MT[:CHECKED])
 
 
 class Stepper:
@@ -142,7 +173,7 @@ class Stepper:
         self.parameters, self.clip = list(model.parameters()), experiment.clip
         self.compute, self.rows = LossFunction(model, experiment), distributed.share(experiment.batch_size)
         fused = not experiment.device.startswith("mps")
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=experiment.lr, weight_decay=experiment.weight_decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(decay_groups(model, experiment), lr=experiment.lr, fused=fused)
         # AdamW would allocate its moments at the end of the first step, in the holes that activations have just left, which
         # then need room of their own: 170 MB more at pythia-70m.
         for parameter in self.parameters:
@@ -152,8 +183,8 @@ class Stepper:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
-    def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> tuple[float, float]:
-        """Train on one batch; returns its mean loss and the gradient norm before clipping.
+    def __call__(self, inputs_BT: Tensor, targets_BT: Tensor, rate: float | None = None) -> tuple[float, float]:
+        """Train on one batch, at the run's learning rate or another one; returns its mean loss and the gradient norm before clipping.
 
         Where either is not finite the weights are left as they were.
         """
@@ -163,6 +194,8 @@ class Stepper:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         loss_value, norm_value = loss.item(), norm.item()
         if math.isfinite(loss_value + norm_value):
+            for group in self.optimizer.param_groups if rate is not None else ():
+                group["lr"] = rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss_value, norm_value
@@ -174,6 +207,18 @@ class Stepper:
         ours_BT = targets_BT[self.rows]
         # By targets and not by rows: of a task's windows, some score more targets than others.
         return self.compute(inputs_BT[self.rows], ours_BT) * ((ours_BT >= 0).sum() / (targets_BT >= 0).sum())
+
+
+def decay_groups(model: LabForCausalLM, experiment: Experiment) -> list[dict[str, Any]]:
+    """Parameters for AdamW, by whether weight decay acts on them: see `Experiment.decay`.
+
+    An encoding's slopes, gates, tables and phases mean something at their own scale, to which zero is not neutral.
+    """
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim > 1 and not name.startswith("encoding.")
+        groups[matrix or experiment.decay == "all"].append(parameter)
+    return [{"params": group, "weight_decay": experiment.weight_decay * decayed} for decayed, group in groups.items() if group]
 
 
 class LossFunction:

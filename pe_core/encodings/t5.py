@@ -18,7 +18,9 @@ class T5(Encoding):
         bucket(d) = min(n - 1, e + ⌊(n - e) · ln(d / e) / ln(max_distance / e)⌋).
 
     T5 does not divide q · k by sqrt(K) (its queries start that much smaller); x-transformers, which does, multiplies the
-    table by sqrt(K). Here the content's scores are those of every other encoding and the table is added as it is.
+    table by sqrt(K). Here the content's scores are those of every other encoding; the table is added as it is, or multiplied
+    where `scaled` is set. AdamW moves every entry by about the learning rate a step whatever its gradient, so a table that is
+    not multiplied needs sqrt(K) times as many steps to reach the same bias.
 
     How the table starts the paper does not say: N(0, 0.02), as every matrix here, which is almost no bias at all.
     (transformers' T5 takes N(0, 1/D).)
@@ -26,6 +28,7 @@ class T5(Encoding):
     Options:
         buckets: the n above.
         max_distance: from here on all distances share the last bucket, so that any length can be read.
+        scaled: whether the table is multiplied by sqrt(K).
 
     Raises:
         ConfigError: unless max_distance is greater than buckets // 2.
@@ -34,6 +37,7 @@ class T5(Encoding):
     class Options(Strict):
         buckets: int = Field(32, ge=2, le=4_096)
         max_distance: int = Field(128, ge=2, le=2**20)
+        scaled: bool = False
 
     family = "bias"
     title = "T5 bias"
@@ -54,12 +58,14 @@ class T5(Encoding):
     def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
         distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
         bucket_BTS = torch.bucketize(distance_BTS, torch.tensor(self.starts, device=distance_BTS.device), right=True)
-        return self.table.float().mT[:, bucket_BTS].transpose(0, 1)
+        scale = math.sqrt(self.shape.head_dim) if self.options.scaled else 1.0
+        return scale * self.table.float().mT[:, bucket_BTS].transpose(0, 1)
 
     @classmethod
     def label(cls, options: Options) -> str:
         plain = (options.buckets, options.max_distance) == (32, 128)
-        return cls.title if plain else f"{cls.title} {options.buckets} of {options.max_distance}"
+        size = "" if plain else f" {options.buckets} of {options.max_distance}"
+        return cls.title + " × √K" * options.scaled + size
 
 
 def bucket_starts(buckets: int, max_distance: int) -> list[int]:
