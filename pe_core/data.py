@@ -31,7 +31,7 @@ from pe_core.corpus import DOCUMENT_END, Corpus
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 # The split and the choice of windows do not depend on the run's seed: runs of all seeds see the same held-out text.
 _SPLIT_SEED = 20_251_205
 # Shares of the text. Validation is small: it is measured after each epoch, and has only to tell settings apart.
@@ -39,6 +39,9 @@ TEST_SHARE, VALIDATION_SHARE = 0.1, 0.03
 # No held-out document may fill more than this share of the test side, or it alone would decide the result. A streamed one
 # that would is cut.
 _LARGEST_HELD_OUT_SHARE = 0.1
+# Documents, not tokens, limit what a comparison can find, and losses within one are alike: of a held-out document its first
+# tokens are measured, more only where a side has few documents. The rest of it is not trained on either.
+_LONGEST_HELD_OUT, _ENOUGH_HELD_OUT = 4_096, 200_000
 SIDES = ("train", "validation", "test")
 
 # Signed tokens may be negative: ~id, that is -1 - id, is a token that is read and not predicted. In text all are predicted.
@@ -266,7 +269,7 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
     tokenizer = tokenizer or train_tokenizer(sides[0], vocab)
     tokens, ends = {}, {}
     for side, documents in zip(SIDES, sides, strict=True):
-        cut = None if side == "train" else longest
+        cut = None if side == "train" else longest or max(_LONGEST_HELD_OUT, _ENOUGH_HELD_OUT // len(documents))
         tokens[side], ends[side] = _encode(documents, tokenizer, f"Tokenising {corpus.name}, {side}", cut)
     about = {
         "corpus": corpus.name,

@@ -88,7 +88,7 @@ def test_parquet_without_text_lists_its_columns(tmp_path):
 
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(
-        CorpusError, match=r"did you mean 'aws-docs'\? \(known: aws-docs, fineweb-edu, pile, python-stdlib, tiny"
+        CorpusError, match=r"did you mean 'aws-docs'\? \(known: aws-docs, fineweb-edu, pile, prose-docs-code, python-stdlib, sotu, tiny"
     ):
         corpus.load("aws-doc")
     with pytest.raises(CorpusError, match="hf:owner/name"):

@@ -42,38 +42,79 @@ def sources(prepared, windows):
     }
 
 
-def test_no_document_stands_on_both_sides(library, tmp_path):
-    streams = data._streams(data.corpora.load(str(library)), experiment(library), tmp_path)
-    decode = streams.tokenizer.decode
-    sides = [decode(side.tolist()).split("<|endoftext|>") for side in (streams.train, streams.heldout)]
-    train, heldout = ({text.strip() for text in side if text.strip()} for side in sides)
-    assert not train & heldout
-    assert len(train) + len(heldout) == 200, "every document is on one side, whole"
-    share = sum(map(len, heldout)) / sum(map(len, train | heldout))
-    assert 0.09 < share < 0.11
+def streams_of(corpus, cache, **settings):
+    return data._streams(data.corpora.load(str(corpus)), experiment(corpus, **settings), cache)
+
+
+def test_no_document_stands_on_two_sides(library, tmp_path):
+    streams = streams_of(library, tmp_path)
+    texts = {side: streams.tokenizer.decode(streams.tokens[side].tolist()).split(END) for side in data.SIDES}
+    train, validation, test = ({text.strip() for text in texts[side] if text.strip()} for side in data.SIDES)
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+    assert len(train) + len(validation) + len(test) == 200, "every document is on one side, whole"
+    total = sum(map(len, train | validation | test))
+    assert 0.09 < sum(map(len, test)) / total < 0.11
+    assert 0.02 < sum(map(len, validation)) / total < 0.04
 
 
 def test_windows_are_cut_from_their_own_side_and_counted(library, tmp_path):
-    prepared = prepare(library, tmp_path)
-    assert prepared.train.shape == (90, 17)
-    assert prepared.heldout.shape == (10, 17)
-    assert prepared.heldout_documents.shape == (10, 16)
-    assert prepared.about["windows"] == {"train": 90, "heldout": 10}
+    prepared, streams = prepare(library, tmp_path), streams_of(library, tmp_path)
+    windows = {side: (len(streams.tokens[side]) - 1) // 16 for side in data.SIDES}
+    assert prepared.train.shape == (100, 17)
+    assert prepared.validation.shape == (windows["validation"], 17), "all of it, however few windows are trained on"
+    assert prepared.test.shape == (windows["test"], 17)
+    assert prepared.test_documents.shape == (windows["test"], 16)
+    assert prepared.about["windows"] == {**windows, "train": 100}
 
 
 def test_each_target_knows_its_document(library, tmp_path):
-    streams = data._streams(data.corpora.load(str(library)), experiment(library), tmp_path)
-    prepared = prepare(library, tmp_path)
-    starts = np.concatenate([[1], streams.heldout_ends])
-    for tokens, documents in zip(prepared.heldout[:, 1:], prepared.heldout_documents, strict=True):
+    prepared, streams = prepare(library, tmp_path), streams_of(library, tmp_path)
+    starts = np.concatenate([[1], streams.ends["test"]])
+    for tokens, documents in zip(prepared.test[:, 1:], prepared.test_documents, strict=True):
         for token, document in zip(tokens, documents, strict=True):
-            assert token in streams.heldout[starts[document] : starts[document + 1]]
+            assert token in streams.tokens["test"][starts[document] : starts[document + 1]]
 
 
 def test_fewer_windows_are_a_subset_of_more(library, tmp_path):
     few, many = (prepare(library, tmp_path, samples=n) for n in (50, 100))
     assert {w.tobytes() for w in few.train} <= {w.tobytes() for w in many.train}
-    assert {w.tobytes() for w in few.heldout} <= {w.tobytes() for w in many.heldout}
+    assert np.array_equal(few.test, many.test)
+    assert np.array_equal(few.validation, many.validation)
+
+
+def test_window_lengths_that_share_a_drawn_length_see_the_same_text(library, tmp_path):
+    short, long = (prepare(library, tmp_path, seq_len=T, draw_len=64, samples=40 * 64 // T) for T in (16, 64))
+    for side in ("train", "validation", "test"):
+        pieces = getattr(long, side)[:, :-1].reshape(-1, 16)
+        assert np.array_equal(getattr(short, side)[:, :-1], pieces), side
+    assert np.array_equal(short.test_documents, long.test_documents.reshape(-1, 16))
+    assert short.fingerprint != long.fingerprint
+
+
+def test_a_mixture_is_split_by_source_and_says_so(library, tmp_path):
+    rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
+    parts = tuple(
+        data.Corpus(name, "part", "none", "1", lambda chosen=chosen: iter(chosen))
+        for name, chosen in (("few", rows[:60]), ("many", rows[60:] + rows[:5]))
+    )
+    mixed = data.Corpus("mixed", "parts", "none", "1", lambda: iter(rows), parts=parts)
+    settings = experiment("x.txt")
+    streams = data._streams(mixed, settings, tmp_path)
+    alone = {part.name: data.split(list(dict.fromkeys(part.documents())))[2] for part in parts[:1]}
+    assert streams.about["sources"]["few"] == len(alone["few"]), "held out as it would be by itself"
+    assert sum(streams.about["sources"].values()) == len(streams.ends["test"])
+    assert sum(streams.about["documents"].values()) == 200, "what stands in two sources counts once"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.corpora, "load", lambda name: mixed)
+        prepared = data.prepare(settings, tmp_path)
+    names = [name for name, count in prepared.about["sources"].items() for _ in range(count)]
+    few = set().union(*(text.split() for text in rows[:60]))
+    for row, document in enumerate(np.unique(prepared.test_documents)):
+        tokens = prepared.test[:, 1:][prepared.test_documents == document]
+        word = prepared.tokenizer.decode(tokens.tolist()).replace(END, "").split()[1]
+        assert (names[row] == "few") == (word in few)
 
 
 def test_seeds_and_encodings_share_the_data(library, tmp_path):
@@ -86,7 +127,7 @@ def test_asking_for_more_than_the_corpus_holds_says_how_many_it_holds(library, t
     with pytest.raises(CorpusError) as error:
         prepare(library, tmp_path, samples=1_000_000)
     most = int(str(error.value).split("holds only ")[1].split()[0].replace(",", ""))
-    assert prepare(library, tmp_path, samples=most).about["windows"]["train"] > 0
+    assert prepare(library, tmp_path, samples=most).about["windows"]["train"] == most
     with pytest.raises(CorpusError):
         prepare(library, tmp_path, samples=most + 1)
     with pytest.raises(CorpusError, match="holds only"):
@@ -101,10 +142,11 @@ def test_a_single_document_cannot_be_split(tmp_path):
 
 def test_a_huge_document_is_not_held_out():
     documents = ["x" * 100_000] + [f"{i} " * 100 for i in range(300)]
-    train, heldout = data.split(documents)
+    train, *others = data.split(documents)
     assert documents[0] in train
-    assert heldout
-    assert max(map(len, heldout)) < 0.1 * sum(map(len, heldout)) + 500
+    for heldout in others:
+        assert heldout
+        assert max(map(len, heldout)) < 0.1 * sum(map(len, others[1])) + 500
 
 
 def test_bytes_of_tokens_add_up_to_the_text(library, tmp_path):
@@ -124,8 +166,8 @@ def test_batches_depend_on_seed_and_epoch_alone(library, tmp_path):
     assert order(1, 1) == order(1, 1)
     assert len({order(seed, epoch) for seed in (1, 2) for epoch in (1, 2)}) == 4
     batches = list(prepared.batches(8, 1, 1))
-    assert [len(batch) for batch in batches] == [8] * (90 // 8)
-    assert len({row.tobytes() for batch in batches for row in batch}) == len({r.tobytes() for r in prepared.train}) - 90 % 8
+    assert [len(batch) for batch in batches] == [8] * (100 // 8)
+    assert len({row.tobytes() for batch in batches for row in batch}) == len({r.tobytes() for r in prepared.train}) - 100 % 8
 
 
 def _files(cache):
@@ -196,11 +238,13 @@ def test_a_document_given_twice_is_on_one_side(library, tmp_path):
 
 
 @pytest.mark.parametrize("count", [20, 50, 1000])
-def test_a_tenth_is_held_out_of_few_and_of_many_documents(count):
+def test_a_tenth_is_tested_on_of_few_and_of_many_documents(count):
     rng = np.random.default_rng(0)
-    train, heldout = data.split(["x" * rng.integers(900, 1100) for _ in range(count)])
-    assert 0.04 < sum(map(len, heldout)) / sum(map(len, train + heldout)) <= 0.101
-    assert len(heldout) >= count // 25
+    train, validation, test = data.split(["x" * rng.integers(900, 1100) for _ in range(count)])
+    total = sum(map(len, train + validation + test))
+    assert 0.04 < sum(map(len, test)) / total <= 0.101
+    assert 0.005 < sum(map(len, validation)) / total <= max(0.031, 1.2 / count)
+    assert len(test) >= count // 25
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(library, tmp_path):
@@ -220,9 +264,9 @@ def test_a_document_that_spells_end_of_text_does_not_end_there(library, tmp_path
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
     spelt.write_text("\n".join(json.dumps({"text": text.replace(" ", END, 2)}) for text in rows))
     streams = data._streams(data.corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
-    for tokens, ends in ((streams.train, streams.train_ends), (streams.heldout, streams.heldout_ends)):
+    for tokens, ends in ((streams.tokens[side], streams.ends[side]) for side in data.SIDES):
         assert np.flatnonzero(tokens == streams.tokenizer.eos_token_id).tolist() == [0, *(ends - 1)]
-    assert streams.tokenizer.decode(streams.heldout.tolist()).count(END) == 1 + 3 * len(streams.heldout_ends)
+    assert streams.tokenizer.decode(streams.tokens["test"].tolist()).count(END) == 1 + 3 * len(streams.ends["test"])
     again = data._streams(data.corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
     assert again.tokenizer.backend_tokenizer.to_str() == streams.tokenizer.backend_tokenizer.to_str()
 
@@ -241,17 +285,19 @@ def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
         prepare(library, tmp_path / "library").tokenizer.save_pretrained(tokenizer)
     settings = experiment("x.txt", samples=200, tokenizer=tokenizer)
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
-    sides = [[text for text in rows if data._is_heldout(text) == side] for side in (False, True)]
-    huge = next(text for n in range(100) if data._is_heldout(text := f"huge {n} " + "once upon a time " * 3000))
-    stream = [huge, *sides[0], *sides[1]]
+    sides = [[text for text in rows if data.side_of(text) == side] for side in range(3)]
+    huge = next(text for n in range(100) if data.side_of(text := f"huge {n} " + "once upon a time " * 3000) == 2)
+    stream = [huge, *sides[0], *sides[1], *sides[2]]
 
     streams = data._streams(streamed(stream), settings, tmp_path / "cache")
     wanted = settings.heldout_windows * settings.seq_len
-    assert len(streams.heldout) > wanted, "cut documents are made up for by others"
-    measured = np.searchsorted(streams.heldout_ends, np.arange(1, wanted + 1), side="right")
+    tokens, ends = streams.tokens["test"], streams.ends["test"]
+    assert len(tokens) > wanted, "cut documents are made up for by others"
+    measured = np.searchsorted(ends, np.arange(1, wanted + 1), side="right")
     assert np.bincount(measured).max() == wanted // 10
-    pieces = streams.tokenizer.decode(streams.heldout.tolist()).split(END)[1:-1]
-    assert all(whole.startswith(piece) for whole, piece in zip([huge, *sides[1]], pieces, strict=False))
-    assert streams.heldout_ends[0] == 1 + wanted // 10
+    pieces = streams.tokenizer.decode(tokens.tolist()).split(END)[1:-1]
+    assert all(whole.startswith(piece) for whole, piece in zip([huge, *sides[2]], pieces, strict=False))
+    assert ends[0] == 1 + wanted // 10
     assert "once upon" in pieces[0]
-    assert "once upon" not in streams.tokenizer.decode(streams.train.tolist()), "what was cut off is not trained on"
+    for side in ("train", "validation"):
+        assert "once upon" not in streams.tokenizer.decode(streams.tokens[side].tolist()), "what was cut off is not used"
