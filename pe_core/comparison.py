@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pe_core import metrics, stats
 from pe_core.encodings import ENCODINGS
@@ -141,6 +142,88 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
     table["p_holm"] = stats.holm(table.p.to_numpy())
     table["differs"] = table.p_holm < 0.05
     return table
+
+
+def verdicts(found: Groups, rows: slice | None = None) -> pd.DataFrame:
+    """Every pair of models, judged together: what any page says of two of them, it reads here.
+
+    Seed variance is pooled over the models and documents are resampled (`stats.contrasts`); p-values are corrected for all
+    pairs (Holm), and so are the intervals (Bonferroni), so that the best model may be picked after looking.
+
+    Args:
+        rows: of the runs' held-out losses, those of the documents to judge by: one source of a mixture, say (`sources`).
+
+    Returns:
+        columns a, b, percent (by how much a's perplexity is higher than b's), low, high, p, p_holm, detectable (the smallest
+        difference that four of five such comparisons would find) and verdict: `lower`, `higher` or `no difference found`;
+        one row for each ordered pair.
+
+    Raises:
+        RecordError: fewer than two models, no common seed, or different held-out text.
+    """
+    labels, losses_MSD, tokens_D = _stack(found, rows)
+    M = len(labels)
+    told = stats.contrasts(losses_MSD, tokens_D)
+    above = np.triu_indices(M, 1)
+    p_holm = np.full((M, M), np.nan)
+    p_holm[above] = stats.holm(told.p[above])
+    p_holm = np.fmax(p_holm, p_holm.T)
+    pairs = M * (M - 1) // 2
+    reach = stats.quantile(told.freedom, pairs) * told.errors
+    power = reach + stats.quantile(told.freedom, 1) / 1.96 * 0.84 * told.errors  # 0.84: the normal quantile of 80 % power
+    table = []
+    for i, j in ((i, j) for i in range(M) for j in range(M) if i != j):
+        d, half = told.differences[i, j], reach[i, j]
+        verdict = NO_DIFFERENCE if not p_holm[i, j] < 0.05 else "lower" if d < 0 else "higher"
+        ends = (100 * math.expm1(value) for value in (d, d - half, d + half))
+        row = dict(zip(("percent", "low", "high"), ends, strict=True), p=told.p[i, j], p_holm=p_holm[i, j])
+        table.append({"a": labels[i], "b": labels[j], **row, "detectable": 100 * math.expm1(power[i, j]), "verdict": verdict})
+    return pd.DataFrame(table)
+
+
+NO_DIFFERENCE = "no difference found"
+
+
+def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
+    """Labels, summed losses by model, common seed and document, and tokens by document."""
+    if len(found) < 2:
+        raise RecordError(f"{len(found)} model(s): two are needed for a comparison")
+    seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
+    if not seeds:
+        raise RecordError(f"{', '.join(found)}: no seed in common")
+    chosen = [[record for record in group if record.config["seed"] in seeds] for group in found.values()]
+    if len({record.data["fingerprint"] for group in chosen for record in group}) > 1:
+        raise RecordError(f"{', '.join(found)}: measured on different text")
+    rows = rows or slice(None)
+    losses = np.array([[record.heldout.losses.sum(axis=1)[rows] for record in group] for group in chosen])
+    return list(found), losses, chosen[0][0].heldout.tokens.sum(axis=1)[rows]
+
+
+def sources(record: Record) -> dict[str, slice]:
+    """Which rows of a run's held-out losses belong to each source of a mixture; none for a corpus of one source."""
+    ends = np.cumsum(list(record.data.get("sources", {}).values())).tolist()
+    return {name: slice(start, end) for name, start, end in zip(record.data.get("sources", {}), [0, *ends], ends, strict=False)}
+
+
+def rank_correlation(a: Groups, b: Groups, rows_a: slice | None = None, rows_b: slice | None = None) -> Estimate:
+    """Spearman's correlation between two rankings of the same models (two budgets, two kinds of text), with its 95 % interval.
+
+    The interval is over seeds and documents: models' means are drawn anew, from resamples of the documents and normal noise of
+    the pooled seed variance. Noise makes two rankings differ more than the true ones do, so the interval lies low.
+    """
+    shared = [label for label in a if label in b]
+    drawn = [_draw_means({label: found[label] for label in shared}, rows) for found, rows in ((a, rows_a), (b, rows_b))]
+    (means_a, draws_a), (means_b, draws_b) = drawn
+    low, high = np.quantile(stats.spearman(draws_a, draws_b), [0.025, 0.975])
+    return Estimate(float(stats.spearman(means_a, means_b)), float(low), float(high))
+
+
+def _draw_means(found: Groups, rows: slice | None) -> tuple[stats.Floats, stats.Floats]:
+    """Each model's mean loss (M,), and as it might have come out with other seeds and documents (M, RESAMPLES)."""
+    _, losses_MSD, tokens_D = _stack(found, rows)
+    over_documents = stats.resampled_means(losses_MSD.mean(axis=1), tokens_D)
+    noise = np.random.default_rng(len(found)).standard_normal(over_documents.shape) * stats.seed_error(losses_MSD, tokens_D)
+    return losses_MSD.sum(axis=2).mean(axis=1) / tokens_D.sum(), over_documents + noise
 
 
 def curves(found: Groups) -> dict[str, pd.DataFrame]:

@@ -116,3 +116,82 @@ def holm(p_values: list[float] | Floats) -> Floats:
         largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
         adjusted[i] = largest
     return adjusted
+
+
+class Contrasts(NamedTuple):
+    """Every pair of M models that were trained with the same S seeds and measured on the same D documents.
+
+    Attributes:
+        differences: (M, M) loss per token of the row's model minus the column's, the mean over seeds.
+        errors: (M, M) standard errors.
+        freedom: (M, M) degrees of freedom of each error, after Satterthwaite (1946).
+        p: (M, M) two-sided p-values of "no difference", uncorrected; NaN on the diagonal and where no error is known.
+    """
+
+    differences: Floats
+    errors: Floats
+    freedom: Floats
+    p: Floats
+
+
+def contrasts(losses_MSD: Floats, tokens_D: NDArray[np.integer]) -> Contrasts:
+    """Paired differences between models with one seed variance for all of them.
+
+    The loss of model m under seed s is taken as μ_m + b_s + ε_ms: a seed's order of batches and initial values move all models
+    alike by b_s, and what is left has one variance σ² for all models (two-way layout without interaction, one entry a cell).
+    Three seeds tell little of one model's variance, two degrees of freedom; pooled over M models there are (M - 1)(S - 1):
+
+        σ² = Σ (x_ms - x_m. - x_.s + x_..)² / ((M - 1)(S - 1)),    variance of a difference over seeds = 2 σ² / S.
+
+    To it the bootstrap's variance over documents is added, which each pair has for itself. With one seed only that is known.
+
+    Args:
+        losses_MSD: summed losses by model, seed and document; tokens_D: tokens of each document.
+    """
+    M, S, D = losses_MSD.shape
+    means_M = losses_MSD.sum(axis=2).mean(axis=1) / tokens_D.sum()
+    variances, freedoms = [np.zeros((M, M))], [np.inf]
+    if S > 1 and M > 1:
+        variances.append(np.full((M, M), 2 * seed_error(losses_MSD, tokens_D) ** 2))
+        freedoms.append((M - 1) * (S - 1))
+    if D > 1:
+        covariance = np.cov(resampled_means(losses_MSD.mean(axis=1), tokens_D), ddof=1)
+        own = np.diag(covariance)
+        variances.append(own[:, None] + own[None, :] - 2 * covariance)
+        freedoms.append(D - 1)
+    variance = np.maximum(sum(variances), 0)
+    differences = means_M[:, None] - means_M[None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom_MM = variance**2 / sum(v**2 / df for v, df in zip(variances, freedoms, strict=True))
+        p = 2 * stdtr(freedom_MM, -np.abs(differences) / np.sqrt(variance))
+    p[(variance <= 0) | np.eye(M, dtype=bool)] = np.nan
+    return Contrasts(differences, np.sqrt(variance), freedom_MM, p)
+
+
+def seed_error(losses_MSD: Floats, tokens_D: NDArray[np.integer]) -> float:
+    """Standard error of one model's mean over S seeds, σ / sqrt(S), from the σ pooled over models (see `contrasts`)."""
+    M, S, _ = losses_MSD.shape
+    if S < 2 or M < 2:
+        return 0.0
+    x_MS = losses_MSD.sum(axis=2) / tokens_D.sum()
+    left_MS = x_MS - x_MS.mean(axis=1, keepdims=True) - x_MS.mean(axis=0) + x_MS.mean()
+    return float(np.sqrt((left_MS**2).sum() / ((M - 1) * (S - 1)) / S))
+
+
+def resampled_means(losses_MD: Floats, tokens_D: NDArray[np.integer]) -> Floats:
+    """Each model's loss per token in every resample of documents, the same ones for all models: (M, RESAMPLES)."""
+    D = len(tokens_D)
+    drawn = np.random.default_rng(_SEED).multinomial(D, np.full(D, 1 / D), size=RESAMPLES)
+    return np.asarray(losses_MD @ drawn.T / (drawn @ tokens_D), np.float64)
+
+
+def quantile(freedom: Floats, comparisons: int) -> Floats:
+    """Student's quantile of a two-sided 95 % interval that holds for so many comparisons together (Bonferroni)."""
+    return np.asarray(stdtrit(freedom, 1 - 0.025 / max(comparisons, 1)), np.float64)
+
+
+def spearman(a: Floats, b: Floats) -> Floats:
+    """Spearman's rank correlation along the first axis. There are no ties among losses."""
+    n = a.shape[0]
+    ranks_a, ranks_b = (np.argsort(np.argsort(x, axis=0), axis=0) for x in (a, b))
+    return np.asarray(1 - 6 * ((ranks_a - ranks_b) ** 2).sum(axis=0) / (n * (n**2 - 1)), np.float64)

@@ -16,7 +16,7 @@ import zstandard
 from hub import LOOPBACK_ONLY, Hub, environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pe_core.data import _encode, _is_heldout, load_tokenizer, train_tokenizer
+from pe_core.data import _encode, load_tokenizer, side_of, train_tokenizer
 
 END = "<|endoftext|>"
 PILE = {"corpus": "pile", "samples": 40, "seq_len": 32, "preset": "nano"}
@@ -32,16 +32,16 @@ from pe_core.errors import CorpusError
 
 corpus.RETRY_AFTER = (0.1, 0.1)
 if os.environ.get("KILLED_AFTER"):  # documents
-    side, left = data._is_heldout, iter(range(int(os.environ["KILLED_AFTER"])))
-    data._is_heldout = lambda document: os._exit(9) if next(left, None) is None else side(document)
+    side, left = data.side_of, iter(range(int(os.environ["KILLED_AFTER"])))
+    data.side_of = lambda document: os._exit(9) if next(left, None) is None else side(document)
 
 for settings in json.loads(sys.argv[2]):
     start = time.monotonic()
     try:
         found = data.prepare(Experiment(**settings).resolved(), Path(sys.argv[1]))
-        targets = {{"train": found.train[:, 1:], "heldout": found.heldout[:, 1:]}}
+        targets = {{name: getattr(found, name)[:, 1:] for name in ("train", "validation", "test")}}
         said = {{
-            "shapes": [found.train.shape, found.heldout.shape],
+            "shapes": [found.train.shape, found.validation.shape, found.test.shape],
             "texts": {{side: found.tokenizer.decode(ids.ravel().tolist()) for side, ids in targets.items()}},
             "bytes": {{side: int(found.token_bytes[ids].sum()) for side, ids in targets.items()}},
             "vocabulary": found.tokenizer.get_vocab(),
@@ -141,17 +141,17 @@ def documents(text):
 
 def test_the_pile_arrives_as_it_lies_on_the_hub(hub, tmp_path):
     [first] = prepare(hub.url, tmp_path, PILE)
-    assert first["shapes"] == [[36, 33], [4, 33]]
+    assert first["shapes"] == [[40, 33], [4, 33], [4, 33]]
     assert first["tokenizer"] == "EleutherAI/pythia-70m"
     assert first["vocabulary"] == TOKENIZER.get_vocab()
 
     train, train_rest = documents(first["texts"]["train"])
-    heldout, heldout_rest = documents(first["texts"]["heldout"])
-    assert train == [document for document in LONG if not _is_heldout(document)][: len(train)]
+    heldout, heldout_rest = documents(first["texts"]["test"])
+    assert train == [document for document in LONG if side_of(document) == 0][: len(train)]
     assert any(document.startswith(train_rest) for document in LONG)
     assert len(train) > 10
     assert len(heldout) >= 10, "no document gives more than a tenth of so few held-out tokens"
-    begun = [document for document in LONG if _is_heldout(document)]
+    begun = [document for document in LONG if side_of(document) == 2]
     assert all(whole.startswith(piece) for whole, piece in zip(begun, [*heldout, heldout_rest], strict=False))
     assert "é" * 100 in train
     for side, text in first["texts"].items():
@@ -192,7 +192,7 @@ def test_a_hub_that_stumbles_gives_the_same_data(hub, tmp_path):
     [found] = prepare(hub.url, tmp_path, PILE)
     assert not any(hub.faults.values()), [one.path for one in hub.asked("/datasets")]
     train, _ = documents(found["texts"]["train"])
-    assert train == [document for document in LONG if not _is_heldout(document)][: len(train)]
+    assert train == [document for document in LONG if side_of(document) == 0][: len(train)]
 
 
 FILES = {
@@ -271,10 +271,10 @@ def test_a_data_set_without_a_tokenizer_gets_one_of_its_own(tmp_path):
         assert not hub.asked("/api/models")
     *found, undecided = found
     for one in found:
-        assert one["shapes"] == [[36, 33], [4, 33]]
+        assert one["shapes"] == [[40, 33], [4, 33], [4, 33]]
         assert one["tokenizer"].startswith("byte-level BPE of")
         assert documents(one["texts"]["train"])[0]
-        assert not set(documents(one["texts"]["train"])[0]) & set(documents(one["texts"]["heldout"])[0])
+        assert not set(documents(one["texts"]["train"])[0]) & set(documents(one["texts"]["test"])[0])
     plain, two, one, same = (one["texts"] for one in found)
     assert plain == two == same, "the same text by another way"
     assert set(documents(plain["train"])[0]) <= set(texts)

@@ -6,6 +6,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pe_core import stats
 from pe_core.stats import RESAMPLES, Estimate, _resample, bootstrap, holm, over_seeds, paired
 
 
@@ -167,3 +168,66 @@ def test_holm_by_hand():
     assert adjusted[[0, 2]] == pytest.approx([0.04, 0.5])
     assert math.isnan(adjusted[1])
     assert len(holm([])) == 0
+
+
+# --- many models at once ---------------------------------------------------------------------------------------------
+
+
+def simulated(rng, effects, seeds=3, documents=60, noise=0.01):
+    """Summed losses (M, S, D) of models with known mean losses: a seed moves all alike, documents differ, noise is by cell."""
+    tokens = rng.integers(500, 4_096, documents)
+    by_document, by_seed = rng.normal(0, 1, documents), rng.normal(0, 0.1, seeds)
+    cell = rng.normal(0, noise, (len(effects), seeds))
+    loss = 4 + np.asarray(effects)[:, None, None] + by_seed[:, None] + cell[..., None] + by_document
+    return loss * tokens, tokens
+
+
+def test_contrasts_of_two_models_with_many_documents_are_students_paired_test():
+    """Where documents say nothing (all alike), pooling two models' seeds is scipy's paired t-test."""
+    rng = np.random.default_rng(1)
+    losses = rng.normal(4, 0.1, (2, 5, 1)) * np.full(1, 100)
+    found = stats.contrasts(losses, np.array([100]))
+    expected = scipy.stats.ttest_rel(losses[0, :, 0], losses[1, :, 0])
+    assert found.p[0, 1] == pytest.approx(expected.pvalue)
+    assert found.differences[0, 1] == pytest.approx((losses[0] - losses[1]).mean() / 100)
+
+
+def test_pooled_seed_variance_is_that_of_a_two_way_layout():
+    rng = np.random.default_rng(2)
+    losses, tokens = simulated(rng, [0, 0.1, 0.2, 0.3], seeds=4)
+    x = losses.sum(axis=2) / tokens.sum()
+    total, rows, columns = (((part - x.mean()) ** 2).sum() for part in (x, x.mean(1), x.mean(0)))
+    mean_square = (total - 4 * rows - 4 * columns) / 9  # sums of squares add up in a balanced layout
+    assert stats.seed_error(losses, tokens) == pytest.approx((mean_square / 4) ** 0.5)
+
+
+def test_contrasts_hold_their_level_where_nothing_differs_and_find_what_does():
+    rng = np.random.default_rng(3)
+    above = np.triu_indices(8, 1)
+    null = [stats.contrasts(*simulated(rng, [0] * 8)).p[above] for _ in range(60)]
+    assert 0.02 < (np.concatenate(null) < 0.05).mean() < 0.08
+    assert np.mean([(stats.holm(p) < 0.05).any() for p in null]) < 0.1
+    found = stats.contrasts(*simulated(rng, [0, 0, 0, 0, 0, 0, 0, 0.05]))
+    assert (stats.holm(found.p[above])[above[1] == 7] < 0.05).all()
+    assert np.allclose(found.differences, -found.differences.T)
+    assert np.isnan(np.diag(found.p)).all()
+
+
+def test_one_seed_leaves_documents_alone():
+    losses, tokens = simulated(np.random.default_rng(4), [0, 0.1], seeds=1)
+    losses += np.random.default_rng(5).normal(0, 50, losses.shape)
+    found = stats.contrasts(losses, tokens)
+    paired = stats.paired(losses[0] - losses[1], tokens)
+    assert found.errors[0, 1] == pytest.approx((paired.estimate.high - paired.estimate.low) / 2 / 2.0010, rel=1e-3)
+
+
+def test_a_corrected_quantile_is_bonferronis():
+    assert stats.quantile(np.array(20.0), 1) == pytest.approx(scipy.stats.t.ppf(0.975, 20))
+    assert stats.quantile(np.array(20.0), 66) == pytest.approx(scipy.stats.t.ppf(1 - 0.025 / 66, 20))
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(size=(2, 9))
+    assert stats.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert stats.spearman(a, -a) == -1
