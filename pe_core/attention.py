@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.cache_utils import DynamicLayer
 
 from pe_core import hardware
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -9,10 +9,10 @@ import hashlib
 import json
 from typing import Any, Literal, NamedTuple, Self
 
-import pydantic
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pe_core.errors import ConfigError, unknown
+from pe_core.schema import Shape, Strict
 
 
 class Preset(NamedTuple):
@@ -34,46 +34,6 @@ PRESETS: dict[str, Preset] = {
     "pythia-70m": Preset(512, 6, 8, 50_304, 1e-4),
     "pythia-160m": Preset(768, 12, 12, 50_304, 1e-4),
 }
-
-
-class Strict(pydantic.BaseModel):
-    """A frozen set of named values that refuses unknown names, wrong types and numbers that are not numbers.
-
-    Raises:
-        ConfigError: one line that names the setting, its bad value and what is allowed.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except pydantic.ValidationError as error:
-            raise ConfigError(self._one_line(error)) from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        # pydantic reads True as 1; a notebook parameter `samples=True` is a slip, not one window.
-        assert info.field_name is not None
-        annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("True and False are not allowed here")
-        return value
-
-    @classmethod
-    def _one_line(cls, error: pydantic.ValidationError) -> str:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else cls.__name__
-        if first["type"] == "extra_forbidden":
-            return unknown("setting", name, cls.model_fields)
-        # A setting that may be of several types fails once for each of them.
-        reasons = [
-            one["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            for one in error.errors()
-            if one["loc"][:1] == first["loc"][:1]
-        ]
-        return f"{name}={first['input']!r}: {' or '.join(reasons)}"
 
 
 class Experiment(Strict):
@@ -103,7 +63,7 @@ class Experiment(Strict):
         facts: fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files.
         facts_rate: the share of training windows that hold facts; they are added, `samples` counts the others.
             `None` is a fifth, at which `nano` learns most fictional facts in four epochs of the default corpus.
-        start: id of a finished run whose best weights training starts from, in place of new ones (see `drope`).
+        start: id of a finished run whose best weights training starts from, in place of new ones (see `recipes.dropped`).
         preset: the model's size, see `PRESETS`; `auto` is `nano` on a CPU and `pythia-70m` on a GPU.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the fastest there is.
         precision: `fp32`, or `bf16` under autocast; `auto` is bf16 where the hardware multiplies it faster.
@@ -139,7 +99,10 @@ class Experiment(Strict):
 
     def resolved(self) -> Self:
         """This experiment with every `auto` and `None` replaced by the value that will be used here."""
-        from pe_core import encodings, hardware
+        from pe_core import (  # here and below: they load torch, which a list of settings does without
+            encodings,
+            hardware,
+        )
 
         device = hardware.device(self.device)
         preset = self.preset
@@ -231,13 +194,3 @@ def latent_dims(hidden: int, heads: int, kv_dim: int | None, rope_dim: int | Non
     """Dimensions of latent attention's latent and of its rotary keys: where not given, a quarter of the hidden size (as
     the results note's 128 of 512) and half the head dimension (as in DeepSeek-V2)."""
     return kv_dim or hidden // 4, rope_dim or hidden // heads // 2
-
-
-class Shape(NamedTuple):
-    """Model dimensions: D hidden, H heads, K head dimension, layers, and the context length trained at."""
-
-    hidden: int
-    heads: int
-    head_dim: int
-    layers: int
-    seq_len: int

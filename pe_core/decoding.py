@@ -11,9 +11,9 @@ import torch
 from transformers import Cache, DynamicCache
 
 from pe_core import encodings
-from pe_core.config import Shape
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
+from pe_core.schema import Shape
 
 CONTEXTS = (128, 1_024, 4_096)
 _NEW_TOKENS = 32

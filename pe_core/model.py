@@ -27,6 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pe_core import encodings
 from pe_core.attention import ATTENTIONS, Positions
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError, unknown
 from pe_core.model_config import LabConfig
 
@@ -72,7 +73,7 @@ class _ChunkedLoss(torch.autograd.Function):
 class Layer(nn.Module):
     """Parallel residual: x + attention(norm1(x)) + mlp(norm2(x))."""
 
-    def __init__(self, config: LabConfig, encoding: encodings.Encoding, layer: int) -> None:
+    def __init__(self, config: LabConfig, encoding: Encoding, layer: int) -> None:
         super().__init__()
         D = config.hidden_size
         self.input_layernorm = nn.LayerNorm(D, eps=config.layer_norm_eps)

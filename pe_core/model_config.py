@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from pe_core import encodings
-from pe_core.config import PRESETS, Experiment, Shape, latent_dims
+from pe_core.config import PRESETS, Experiment, latent_dims
+from pe_core.schema import Shape
 
 
 class LabConfig(PreTrainedConfig):

@@ -24,6 +24,7 @@ from pe_core import (
     metrics,
     paths,
     plots,
+    recipes,
     records,
     stats,
     tables,
@@ -72,10 +73,10 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
 
 
 def standard(found: Sequence[Record]) -> Groups:
-    """The models of the setting in which most encodings were trained, by label: those of `comparison.every`. Other variants of
+    """The models of the setting in which most encodings were trained, by label: those of `recipes.every`. Other variants of
     an encoding stand on its own page and in the experiments."""
     apart = settings(found)
-    plain = {Experiment(**comparison.model(name)).label for name in comparison.every()}
+    plain = {Experiment(**recipes.model(name)).label for name in recipes.every()}
     return comparison.groups([record for record in apart[0] if record.label in plain]) if apart else {}
 
 

@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pe_core import encodings, paths, plots
-from pe_core.config import PRESETS, Strict
-from pe_core.encodings import ENCODINGS, Encoding
+from pe_core.config import PRESETS
+from pe_core.encodings import ENCODINGS
+from pe_core.encodings.base import Encoding
 from pe_core.errors import LabError
 from pe_core.model import LabForCausalLM
 from pe_core.model_config import LabConfig
+from pe_core.schema import Strict
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pe_core import comparison, encodings, metrics, note, words
+from pe_core import comparison, encodings, metrics, note, recipes, words
 from pe_core.comparison import Groups
 from pe_core.records import Record
 from pe_core.stats import Estimate
@@ -17,8 +17,8 @@ Row = tuple[str, str, str, str]
 
 
 def group(found: Groups, name: str) -> list[Record] | None:
-    """The runs of the model with this short name (`comparison.model`), or `None` where it is not on record."""
-    wanted = comparison.model(name)
+    """The runs of the model with this short name (`recipes.model`), or `None` where it is not on record."""
+    wanted = recipes.model(name)
     options = encodings.options(wanted["encoding"], wanted.get("options", {})).model_dump()
     for runs in found.values():
         made = runs[0].experiment

@@ -350,7 +350,7 @@ def curse(table: pd.DataFrame) -> Styler:
 
 
 def encodings(table: pd.DataFrame) -> Styler:
-    """`encodings.frame`: one row an encoding, what it is and where it comes from."""
+    """`recipes.encodings_frame`: one row an encoding, what it is and where it comes from."""
     answers = {True: "yes", False: "no", None: "–"}
     shown = pd.DataFrame(
         {

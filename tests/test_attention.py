@@ -7,7 +7,7 @@ from conftest import tiny_config
 
 from pe_core import ENCODINGS, attention, encodings, hardware
 from pe_core.attention import Positions, attend
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 B, H, K = 2, 3, 8
 # T queries, the last of S keys: no cache, one query after a cache, several queries after a cache.

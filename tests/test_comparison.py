@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_records import made
 
-from pe_core import Experiment, comparison, metrics, plots, records, tables, words
+from pe_core import Experiment, comparison, metrics, plots, recipes, records, tables, words
 from pe_core.errors import ConfigError, RecordError
 
 
@@ -119,19 +119,19 @@ def test_an_unknown_baseline_or_model_is_named(trained):
     with pytest.raises(RecordError, match=r"unknown baseline 'ROPE'.*NoPE"):
         comparison.frame(comparison.groups(trained), "ROPE")
     with pytest.raises(ConfigError, match=r"unknown model 'mla-alib'; did you mean 'mla-alibi'\?"):
-        comparison.model("mla-alib")
+        recipes.model("mla-alib")
 
 
 def test_model_names(encoding):
-    assert Experiment(**comparison.model(encoding)).encoding == encoding
-    assert Experiment(**comparison.model("mla-alibi"), preset="nano").resolved().label == "MLA 32 + ALiBi slope 0.0625"
+    assert Experiment(**recipes.model(encoding)).encoding == encoding
+    assert Experiment(**recipes.model("mla-alibi"), preset="nano").resolved().label == "MLA 32 + ALiBi slope 0.0625"
 
 
 def test_every_encoding_is_a_choice(encoding):
-    every = comparison.every()
+    every = recipes.every()
     assert encoding in every
     assert len(set(every)) == len(every)
-    labels = [Experiment(**comparison.model(name)).label for name in every]
+    labels = [Experiment(**recipes.model(name)).label for name in every]
     assert len(set(labels)) == len(labels)
     assert {"rope-full", "alibi-one"} < set(every)
     assert not any(name.startswith("mla") for name in every)

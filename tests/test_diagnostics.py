@@ -12,9 +12,9 @@ from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
 from pe_core import diagnostics, encodings, experiment, overview, plots, records, tables, words
-from pe_core.config import Shape
 from pe_core.diagnostics import Diagnosis
 from pe_core.errors import RecordError
+from pe_core.schema import Shape
 
 
 def windows(M=12, T=20, seed=0):

@@ -12,9 +12,9 @@ from transformers import GPTNeoXConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding, apply_rotary_pos_emb
 
-from pe_core import ENCODINGS, LabForCausalLM, encodings
-from pe_core.config import Shape
+from pe_core import ENCODINGS, LabForCausalLM, encodings, recipes
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 H, K = 4, 16
 
@@ -31,7 +31,7 @@ def randn(*shape, seed=0, dtype=torch.float32):
 
 
 def test_an_encoding_is_named_by_its_file():
-    files = {path.stem for path in Path(encodings.__file__).parent.glob("*.py")} - {"__init__"}
+    files = {path.stem for path in Path(encodings.__file__).parent.glob("*.py")} - {"__init__", "base"}
     assert set(ENCODINGS) == files >= {"none", "learned", "rope", "alibi"}
     assert len(ENCODINGS) == len(files)
     assert all(Path(inspect.getfile(cls)).stem == name for name, cls in ENCODINGS.items())
@@ -63,8 +63,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.schema import Strict
+from pe_core.encodings.base import Encoding
 
 
 class MadeUp(Encoding):
@@ -147,7 +147,7 @@ def test_the_readmes_example_is_a_whole_encoding(folder, tiny, ids):
 
 ZEROS = """
 import torch
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 
 class Zeros(Encoding):
@@ -161,14 +161,14 @@ def test_appended_dimensions_leave_the_scale_alone(folder, tiny, ids):
     torch.testing.assert_close(tiny("zeros")(ids).logits, tiny("none")(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-ONE = "from pe_core.encodings import Encoding\nclass A(Encoding): pass\n"
+ONE = "from pe_core.encodings.base import Encoding\nclass A(Encoding): pass\n"
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
         ("", 0),
-        ("from pe_core.encodings import Encoding\nfrom pe_core.encodings.rope import RoPE", 0),
+        ("from pe_core.encodings.base import Encoding\nfrom pe_core.encodings.rope import RoPE", 0),
         (ONE, 1),
         ("from pe_core.encodings.rope import RoPE\nclass Hybrid(RoPE): pass", 1),
         (ONE + "class B(A): pass", 2),
@@ -214,15 +214,15 @@ def test_refuses_what_it_does_not_know(encoding):
 
 
 def test_the_table_has_a_row_for_every_encoding():
-    table = encodings.frame().set_index("name")
+    table = recipes.encodings_frame().set_index("name")
     assert sorted(table.index) == list(ENCODINGS)
     assert table.label.is_unique
     assert table.loc["none", ["parameters", "explicit_scores", "extrapolates"]].tolist() == [0, False, True]
     # nano has 4 layers, 4 heads of 32, hidden 128: a slope a head; a table of 128 × 128; a gate of 128 + 1 a head and layer.
     assert table.parameters[["alibi_learned", "learned", "fox"]].tolist() == [4, 128 * 128, 4 * 4 * 129]
-    assert encodings.frame("micro", 64).set_index("name").parameters["learned"] == 64 * 256
+    assert recipes.encodings_frame("micro", 64).set_index("name").parameters["learned"] == 64 * 256
     with pytest.raises(ConfigError, match=r"^unknown preset 'nan'; did you mean 'nano'\? \(known: micro, "):
-        encodings.frame("nan")
+        recipes.encodings_frame("nan")
     assert table.explicit_scores[["path", "stick_breaking", "fox", "rope"]].tolist() == [True, True, False, False]
     unstated = [name for name, value in table.extrapolates.items() if value is None]
     assert unstated == [name for name, family in table.family.items() if family == "hybrid"]  # it depends on the members
@@ -233,8 +233,8 @@ def test_a_class_need_not_state_everything(folder):
     from pe_core import tables
 
     (folder / "written.py").write_text(ONE)
-    assert encodings.frame().set_index("name").extrapolates["written"] is None
-    shown = tables.encodings(encodings.frame()).to_html()
+    assert recipes.encodings_frame().set_index("name").extrapolates["written"] is None
+    shown = tables.encodings(recipes.encodings_frame()).to_html()
     assert shown.count("<tr>") == len(ENCODINGS) + 1
     assert "–" in shown
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.models.distilbert.modeling_distilbert import create_sinusoidal_embeddings
 
 from pe_core import LabForCausalLM, encodings
-from pe_core.config import Shape
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 D = 64
 

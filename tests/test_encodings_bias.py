@@ -11,9 +11,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import _apply_relative_key_position_encoding
 
 from pe_core import LabForCausalLM, encodings
-from pe_core.config import Shape
 from pe_core.encodings import fire
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 H, K, L = 4, 16, 64  # heads, head dimension, length trained at
 

@@ -9,8 +9,8 @@ from conftest import tiny_config
 from torch.nn import functional as F
 
 from pe_core import LabForCausalLM, encodings
-from pe_core.config import Shape
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 H, K, L = 4, 16, 64  # heads, head dimension, length trained at
 D = H * K

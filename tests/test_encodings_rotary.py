@@ -10,8 +10,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding, apply_rotary_pos_emb
 
 from pe_core import LabForCausalLM, encodings
-from pe_core.config import Shape
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 H, K, L = 4, 64, 256  # heads, head dimension, length trained at
 

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_records import made
 
 from pe_core import ENCODINGS, book, comparison, encodings, overview, plots, portrait, publish, records
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 ROOT = Path(__file__).parent.parent
 
@@ -229,7 +229,7 @@ def test_a_new_file_has_its_page(tmp_path):
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "book/_static").mkdir()
     (tmp_path / "pe_core/encodings/mine.py").write_text(
-        "from pe_core.encodings import Encoding\n\n\nclass Mine(Encoding):\n"
+        "from pe_core.encodings.base import Encoding\n\n\nclass Mine(Encoding):\n"
         '    """Scores fall by the square of the distance. Nobody 2026."""\n\n'
         '    family, title, paper, year = "bias", "Mine", "unpublished", 2026\n\n'
         "    def bias(self, q, k, query_BT, key_BS, kept):\n"

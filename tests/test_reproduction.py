@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from test_records import made
 
-from pe_core import comparison, note, overview, reproduction
+from pe_core import comparison, note, overview, recipes, reproduction
 from pe_core.stats import Estimate
 
 
 def trained(folder, name, shift, luck, seeds=(1, 2, 3)):
     """Runs of a model by its short name, with the options a record has."""
-    settings = comparison.model(name)
+    settings = recipes.model(name)
     runs = []
     for seed in seeds:
         record = made(folder / f"{name}-{seed}", settings["encoding"], name, seed, shift + luck * seed)

@@ -5,8 +5,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 
 class ALiBi(Encoding):

@@ -5,8 +5,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 _AT_ONCE = 2**24  # hidden values held at once, 64 MB: one piece while training, pieces at long lengths
 _EPS = 1e-6  # the authors': the first token's normaliser may be log 1

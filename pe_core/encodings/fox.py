@@ -3,8 +3,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
+from pe_core.schema import Shape, Strict
 
 
 class FoX(PerLayer):

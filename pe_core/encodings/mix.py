@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core import encodings
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class Part(Strict):

@@ -5,8 +5,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
+from pe_core.schema import Shape, Strict
 
 _AT_ONCE = 64  # keys whose transforms are multiplied out together; half as many take the compiler twice as long
 

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 
 class PoPE(PerLayer):

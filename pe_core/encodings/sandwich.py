@@ -2,8 +2,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 _BASE = 10_000.0
 

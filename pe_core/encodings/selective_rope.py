@@ -5,11 +5,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
 from pe_core.encodings.path import short_convolution
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class SelectiveRoPE(PerLayer):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 
 class StickBreaking(Encoding):

@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 _GAMMA = 0.4
 _LARGEST = 60.0  # e^60 ≈ 1e26 leaves twelve decades of fp32 and bf16 above it, and as many below e^-60
