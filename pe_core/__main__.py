@@ -278,7 +278,8 @@ def _encodings() -> _Values:
 
 
 def _corpora() -> _Values:
-    from pe_core.corpus import CORPORA, HUB
+    from pe_core.data.corpora import CORPORA
+    from pe_core.data.hub import HUB
 
     about = {name: " ".join((make.__doc__ or "").split("\n\n")[0].split()) for name, make in CORPORA.items()}
     return [{"name": name, "network": name in HUB, "about": what} for name, what in about.items()]

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
-from pe_core import facts as fact_sentences
 from pe_core import hardware, parallel, progress, records
 from pe_core.attention import Positions
+from pe_core.data import facts as fact_sentences
+from pe_core.data.facts import Question
 from pe_core.experiment import _quiet
-from pe_core.facts import Question
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
 from pe_core.stats import Estimate, bootstrap, holm

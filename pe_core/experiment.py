@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from pe_core import data, distributed, hardware, metrics, parallel, paths, progress, records
 from pe_core.config import Experiment
+from pe_core.data import dataset
+from pe_core.data.dataset import Data
 from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
@@ -83,9 +85,9 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
         torch.set_num_threads(threads)  # a resumed run keeps to those it began with
 
 
-def _prepared(experiment: Experiment, cache: Path) -> data.Data:
+def _prepared(experiment: Experiment, cache: Path) -> Data:
     """Its data. Of several processes, the first one makes what the others then find in the cache."""
-    made: list[data.Data] = []
+    made: list[Data] = []
     distributed.first(lambda: made.append(data.prepare(experiment, cache)))
     return made[0] if made else data.prepare(experiment, cache)
 
@@ -94,7 +96,7 @@ def _prepared(experiment: Experiment, cache: Path) -> data.Data:
 _SHARED_BY_START = ("corpus", "tokenizer", "preset", "attention", "kv_dim")
 
 
-def _start(experiment: Experiment, prepared: data.Data, runs: Path) -> Record | None:
+def _start(experiment: Experiment, prepared: Data, runs: Path) -> Record | None:
     """The run that training starts from. Raises RecordError: it is not finished here, or cannot be gone on from."""
     if experiment.start is None:
         return None
@@ -126,7 +128,7 @@ def _take_weights(model: LabForCausalLM, experiment: Experiment, start: Record) 
     model.load_state_dict({**own, **taken})
 
 
-def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path, label: str, start: Record | None) -> None:
+def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, label: str, start: Record | None) -> None:
     # Here and not above: these take seconds to load, and a process that trains in others needs none of them.
     from pe_core import reversal, tracking, trainer
     from pe_core.model import LabForCausalLM
@@ -155,7 +157,7 @@ def _train_and_measure(experiment: Experiment, prepared: data.Data, folder: Path
             f"run {folder.name}: the restored weights give a held-out loss of {loss:.9f}, "
             f"epoch {state.best_epoch} had {state.best_loss:.9f}; was the code edited meanwhile? A fresh run starts again"
         )
-    sizes = prepared.token_bytes[data.token_ids(prepared.heldout[:, 1:])]
+    sizes = prepared.token_bytes[dataset.token_ids(prepared.heldout[:, 1:])]
     heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.scored)
     measured = metrics.summarise(heldout)
     if not experiment.task:  # no sentence can be written in a task's tokens
@@ -260,7 +262,7 @@ def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
     return labels
 
 
-def run_id(experiment: Experiment, prepared: data.Data) -> str:
+def run_id(experiment: Experiment, prepared: Data) -> str:
     """The id of a resolved experiment on its data, which is the name of its folder."""
     return f"{experiment.encoding}-{experiment.preset}-{experiment.digest(prepared.fingerprint)}"
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pe_core import comparison, data, hardware, metrics, progress, records, stats
 from pe_core.config import Experiment
+from pe_core.data.dataset import Data, Tokens
 from pe_core.errors import ConfigError
 from pe_core.experiment import _quiet
 from pe_core.metrics import HeldOut
@@ -84,15 +85,17 @@ def _file(kind: str, record: Record, length: int, longest: int, windows: int, en
     return record.folder / f"{kind}-{length}-of-{longest}x{windows}{swapped}.npz"
 
 
-def text(record: Record, longest: int, windows: int) -> data.Data:
-    """The held-out windows that are cut. Raises ConfigError for a run on a task, which has its own (see `tasks.evaluate`)."""
+def text(record: Record, longest: int, windows: int) -> Data:
+    """The held-out windows that are cut. Raises ConfigError for a run on a task, which has its own lengths."""
     if record.experiment.task:
-        raise ConfigError(f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see tasks.evaluate")
+        raise ConfigError(
+            f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see studies.task_accuracy"
+        )
     wanted = record.experiment.model_copy(update={"seq_len": longest, "samples": 10 * windows})
     return data.prepare(wanted, record.folder.parent / ".cache")
 
 
-def _losses(record: Record, tokens: data.Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
+def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
     from pe_core.model import LabForCausalLM
     from pe_core.trainer import EVALUATION_TOKENS, LossFunction
 

@@ -28,13 +28,13 @@ from pe_core import (
     records,
     stats,
     tables,
-    tasks,
     words,
 )
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
 from pe_core.records import Record
+from pe_core.studies.task_accuracy import measure as task_accuracy
 
 BOOK = paths.ROOT / "book"
 _NAMED = 4  # models that a sentence of the front page lists by name; more are counted
@@ -364,12 +364,12 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
 
 
 def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:
-    """Models with this encoding as they answer questions (`tasks.frame`), of each task the setting with most text."""
+    """Models with this encoding as they answer questions (`task_accuracy.frame`), of each task the setting with most text."""
     asked: dict[str, list[Record]] = {}
-    for group in settings([record for record in found if record.config["encoding"] == name and tasks.asked(record)]):
+    for group in settings([record for record in found if record.config["encoding"] == name and task_accuracy.asked(record)]):
         asked.setdefault(group[0].config["corpus"], group)
     chosen = [record for group in asked.values() for record in group]
-    return tasks.frame(chosen, [tasks.evaluate(record) for record in chosen])
+    return task_accuracy.frame(chosen, [task_accuracy.evaluate(record) for record in chosen])
 
 
 def reading(table: pd.DataFrame) -> str:

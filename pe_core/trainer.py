@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pe_core import distributed, progress, words
 from pe_core.config import Experiment
-from pe_core.data import Data
+from pe_core.data.dataset import Data
 from pe_core.errors import TrainingError
 from pe_core.metrics import mean_loss
 from pe_core.model import LabForCausalLM

@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 
-from pe_core import corpus
+from pe_core.data import corpora, hub
 from pe_core.errors import CorpusError
 
 
 def texts(name):
-    return list(corpus.load(str(name)).documents())
+    return list(corpora.load(str(name)).documents())
 
 
 def test_aws_docs_is_english_without_markup_or_repeats():
@@ -26,7 +26,7 @@ def test_aws_docs_is_english_without_markup_or_repeats():
 
 
 def test_python_stdlib_is_fingerprinted_source():
-    loaded = corpus.load("python-stdlib")
+    loaded = corpora.load("python-stdlib")
     documents = list(loaded.documents())
     assert any("class ArgumentParser" in document for document in documents)
     assert not any("site-packages" in document[:100] for document in documents)
@@ -52,9 +52,9 @@ def test_byte_order_marks_and_broken_characters_are_no_trouble(tmp_path):
 def test_a_changed_file_changes_the_version(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("one")
-    before = corpus.load(str(file)).version
+    before = corpora.load(str(file)).version
     file.write_text("two")
-    assert corpus.load(str(file)).version != before
+    assert corpora.load(str(file)).version != before
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(
         CorpusError, match=r"did you mean 'aws-docs'\? \(known: aws-docs, fineweb-edu, pile, python-stdlib, tiny"
     ):
-        corpus.load("aws-doc")
+        corpora.load("aws-doc")
     with pytest.raises(CorpusError, match="hf:owner/name"):
-        corpus.load("hf:")
+        corpora.load("hf:")
 
 
 # --- streams, without a hub: tests/test_hub.py has the real clients ---------------------------------------------------
@@ -125,10 +125,10 @@ def stream(monkeypatch, heading=None, broken=(), error=None):
     import datasets
 
     left, waited = list(broken), []
-    monkeypatch.setattr(corpus, "no_answer", lambda: None)
-    monkeypatch.setattr(corpus.time, "sleep", waited.append)
+    monkeypatch.setattr(hub, "no_answer", lambda: None)
+    monkeypatch.setattr(hub.time, "sleep", waited.append)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Rows(left, error))
-    return corpus.from_hub("name", "owner/name", heading=heading), waited
+    return hub.from_hub("name", "owner/name", heading=heading), waited
 
 
 @pytest.mark.parametrize("heading", [None, r"\s*= [^=]+ =\s*$"], ids=["rows", "articles"])
@@ -155,4 +155,4 @@ def test_a_failure_that_does_not_pass_is_said_at_once(monkeypatch):
     broken, waited = stream(monkeypatch, None, [3] * 9, ConnectionError("reset by peer"))
     with pytest.raises(CorpusError, match="reset by peer"):
         list(broken.documents())
-    assert waited == list(corpus.RETRY_AFTER)
+    assert waited == list(hub.RETRY_AFTER)

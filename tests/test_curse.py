@@ -15,10 +15,11 @@ from conftest import interrupted_at
 from matplotlib import pyplot as plt
 from test_records import made
 
-from pe_core import curse, data, experiment, facts, plots, records, tables, trainer, words
+from pe_core import curse, data, experiment, plots, records, tables, trainer, words
 from pe_core.config import Experiment
+from pe_core.data import facts
+from pe_core.data.facts import NAME_TO, TO_NAME
 from pe_core.errors import ConfigError, CorpusError, RecordError
-from pe_core.facts import NAME_TO, TO_NAME
 from pe_core.stats import Estimate
 
 NAMES = ("Ada", "Bo", "Cy", "Di", "Eve", "Flo")

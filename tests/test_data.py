@@ -8,6 +8,8 @@ import pytest
 
 from pe_core import data
 from pe_core.config import Experiment
+from pe_core.data import corpora, dataset
+from pe_core.data.text import Corpus
 from pe_core.errors import CorpusError
 
 END = "<|endoftext|>"
@@ -43,7 +45,7 @@ def sources(prepared, windows):
 
 
 def test_no_document_stands_on_both_sides(library, tmp_path):
-    streams = data._streams(data.corpora.load(str(library)), experiment(library), tmp_path)
+    streams = dataset._streams(corpora.load(str(library)), experiment(library), tmp_path)
     decode = streams.tokenizer.decode
     sides = [decode(side.tolist()).split("<|endoftext|>") for side in (streams.train, streams.heldout)]
     train, heldout = ({text.strip() for text in side if text.strip()} for side in sides)
@@ -62,7 +64,7 @@ def test_windows_are_cut_from_their_own_side_and_counted(library, tmp_path):
 
 
 def test_each_target_knows_its_document(library, tmp_path):
-    streams = data._streams(data.corpora.load(str(library)), experiment(library), tmp_path)
+    streams = dataset._streams(corpora.load(str(library)), experiment(library), tmp_path)
     prepared = prepare(library, tmp_path)
     starts = np.concatenate([[1], streams.heldout_ends])
     for tokens, documents in zip(prepared.heldout[:, 1:], prepared.heldout_documents, strict=True):
@@ -101,7 +103,7 @@ def test_a_single_document_cannot_be_split(tmp_path):
 
 def test_a_huge_document_is_not_held_out():
     documents = ["x" * 100_000] + [f"{i} " * 100 for i in range(300)]
-    train, heldout = data.split(documents)
+    train, heldout = dataset.split(documents)
     assert documents[0] in train
     assert heldout
     assert max(map(len, heldout)) < 0.1 * sum(map(len, heldout)) + 500
@@ -158,7 +160,7 @@ def test_the_cache_is_used_and_leaves_nothing_half_written(library, tmp_path, mo
     cache = tmp_path / "cache"
     prepare(library, cache)
     assert not list(cache.rglob(".partial*"))
-    monkeypatch.setattr(data, "train_tokenizer", None)  # building again would fail
+    monkeypatch.setattr(dataset, "train_tokenizer", None)  # building again would fail
     prepare(library, cache)
 
 
@@ -169,7 +171,7 @@ def test_an_interrupted_write_leaves_no_cache(library, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data.np, "savez", interrupted)
+        patch.setattr(dataset.np, "savez", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(library, cache)
     assert not list(cache.rglob("meta.json"))
@@ -188,9 +190,9 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(library, tmp_path, mo
 def test_a_document_given_twice_is_on_one_side(library, tmp_path):
     twice = tmp_path / "twice.jsonl"
     twice.write_text(library.read_text() + "\n" + library.read_text())
-    once = data._streams(data.corpora.load(str(library)), experiment(library), tmp_path / "once")
+    once = dataset._streams(corpora.load(str(library)), experiment(library), tmp_path / "once")
     assert (
-        data._streams(data.corpora.load(str(twice)), experiment(twice), tmp_path / "twice").about["documents"]
+        dataset._streams(corpora.load(str(twice)), experiment(twice), tmp_path / "twice").about["documents"]
         == (once.about["documents"])
     )
 
@@ -198,7 +200,7 @@ def test_a_document_given_twice_is_on_one_side(library, tmp_path):
 @pytest.mark.parametrize("count", [20, 50, 1000])
 def test_a_tenth_is_held_out_of_few_and_of_many_documents(count):
     rng = np.random.default_rng(0)
-    train, heldout = data.split(["x" * rng.integers(900, 1100) for _ in range(count)])
+    train, heldout = dataset.split(["x" * rng.integers(900, 1100) for _ in range(count)])
     assert 0.04 < sum(map(len, heldout)) / sum(map(len, train + heldout)) <= 0.101
     assert len(heldout) >= count // 25
 
@@ -219,17 +221,17 @@ def test_a_document_that_spells_end_of_text_does_not_end_there(library, tmp_path
     spelt = tmp_path / "spelt.jsonl"
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
     spelt.write_text("\n".join(json.dumps({"text": text.replace(" ", END, 2)}) for text in rows))
-    streams = data._streams(data.corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    streams = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
     for tokens, ends in ((streams.train, streams.train_ends), (streams.heldout, streams.heldout_ends)):
         assert np.flatnonzero(tokens == streams.tokenizer.eos_token_id).tolist() == [0, *(ends - 1)]
     assert streams.tokenizer.decode(streams.heldout.tolist()).count(END) == 1 + 3 * len(streams.heldout_ends)
-    again = data._streams(data.corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    again = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
     assert again.tokenizer.backend_tokenizer.to_str() == streams.tokenizer.backend_tokenizer.to_str()
 
 
 def streamed(documents):
     """A corpus as the hub's are: read only as far as needed."""
-    return data.Corpus("stream", "made up", "none", "1", lambda: iter(documents), finite=False)
+    return Corpus("stream", "made up", "none", "1", lambda: iter(documents), finite=False)
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["trained tokenizer", "given tokenizer"])
@@ -241,11 +243,11 @@ def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
         prepare(library, tmp_path / "library").tokenizer.save_pretrained(tokenizer)
     settings = experiment("x.txt", samples=200, tokenizer=tokenizer)
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
-    sides = [[text for text in rows if data._is_heldout(text) == side] for side in (False, True)]
-    huge = next(text for n in range(100) if data._is_heldout(text := f"huge {n} " + "once upon a time " * 3000))
+    sides = [[text for text in rows if dataset.is_heldout(text) == side] for side in (False, True)]
+    huge = next(text for n in range(100) if dataset.is_heldout(text := f"huge {n} " + "once upon a time " * 3000))
     stream = [huge, *sides[0], *sides[1]]
 
-    streams = data._streams(streamed(stream), settings, tmp_path / "cache")
+    streams = dataset._streams(streamed(stream), settings, tmp_path / "cache")
     wanted = settings.heldout_windows * settings.seq_len
     assert len(streams.heldout) > wanted, "cut documents are made up for by others"
     measured = np.searchsorted(streams.heldout_ends, np.arange(1, wanted + 1), side="right")

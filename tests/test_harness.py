@@ -9,7 +9,8 @@ import pytest
 import torch
 from hub import LOOPBACK_ONLY
 
-from pe_core import Experiment, corpus, data, experiment, records
+from pe_core import Experiment, experiment, records
+from pe_core.data import corpora, dataset
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -34,7 +35,7 @@ def test_its_bits_per_byte_are_the_models(tmp_path):
 
     model, tokenizer = record.model(), record.tokenizer()
     nats = size = 0.0
-    for text in data.split(list(corpus.load(str(file)).documents()))[1]:
+    for text in dataset.split(list(corpora.load(str(file)).documents()))[1]:
         ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
         assert ids.shape[1] <= 129, "one window each, for this test"
         nats += float(model.losses(ids[:, :-1], ids[:, 1:]).detach().sum())

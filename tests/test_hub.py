@@ -16,7 +16,8 @@ import zstandard
 from hub import LOOPBACK_ONLY, Hub, environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pe_core.data import _encode, _is_heldout, load_tokenizer, train_tokenizer
+from pe_core.data.dataset import _encode, is_heldout
+from pe_core.data.tokenizer import load_tokenizer, train_tokenizer
 
 END = "<|endoftext|>"
 PILE = {"corpus": "pile", "samples": 40, "seq_len": 32, "preset": "nano"}
@@ -26,14 +27,15 @@ PILE = {"corpus": "pile", "samples": 40, "seq_len": 32, "preset": "nano"}
 PREPARE = f"""{LOOPBACK_ONLY}
 import json, os, time
 from pathlib import Path
-from pe_core import corpus, data
+from pe_core import data
+from pe_core.data import dataset, hub
 from pe_core.config import Experiment
 from pe_core.errors import CorpusError
 
-corpus.RETRY_AFTER = (0.1, 0.1)
+hub.RETRY_AFTER = (0.1, 0.1)
 if os.environ.get("KILLED_AFTER"):  # documents
-    side, left = data._is_heldout, iter(range(int(os.environ["KILLED_AFTER"])))
-    data._is_heldout = lambda document: os._exit(9) if next(left, None) is None else side(document)
+    side, left = dataset.is_heldout, iter(range(int(os.environ["KILLED_AFTER"])))
+    dataset.is_heldout = lambda document: os._exit(9) if next(left, None) is None else side(document)
 
 for settings in json.loads(sys.argv[2]):
     start = time.monotonic()
@@ -147,11 +149,11 @@ def test_the_pile_arrives_as_it_lies_on_the_hub(hub, tmp_path):
 
     train, train_rest = documents(first["texts"]["train"])
     heldout, heldout_rest = documents(first["texts"]["heldout"])
-    assert train == [document for document in LONG if not _is_heldout(document)][: len(train)]
+    assert train == [document for document in LONG if not is_heldout(document)][: len(train)]
     assert any(document.startswith(train_rest) for document in LONG)
     assert len(train) > 10
     assert len(heldout) >= 10, "no document gives more than a tenth of so few held-out tokens"
-    begun = [document for document in LONG if _is_heldout(document)]
+    begun = [document for document in LONG if is_heldout(document)]
     assert all(whole.startswith(piece) for whole, piece in zip(begun, [*heldout, heldout_rest], strict=False))
     assert "é" * 100 in train
     for side, text in first["texts"].items():
@@ -192,7 +194,7 @@ def test_a_hub_that_stumbles_gives_the_same_data(hub, tmp_path):
     [found] = prepare(hub.url, tmp_path, PILE)
     assert not any(hub.faults.values()), [one.path for one in hub.asked("/datasets")]
     train, _ = documents(found["texts"]["train"])
-    assert train == [document for document in LONG if not _is_heldout(document)][: len(train)]
+    assert train == [document for document in LONG if not is_heldout(document)][: len(train)]
 
 
 FILES = {

@@ -25,12 +25,13 @@ from pe_core import (
     plots,
     records,
     tables,
-    tasks,
     words,
 )
 from pe_core.config import Experiment
+from pe_core.data import dataset, tasks
+from pe_core.data.tasks import SYMBOLS, TASKS
 from pe_core.errors import ConfigError, CorpusError, RecordError
-from pe_core.tasks import SYMBOLS, TASKS
+from pe_core.studies.task_accuracy import measure
 from pe_core.trainer import LossFunction
 
 
@@ -194,10 +195,10 @@ def test_drawn_again_they_are_the_same(task):
 
 def test_a_tenth_is_held_out_and_a_side_may_be_empty():
     copies = drawn(TASKS["copy"], 12, 3_000)
-    assert np.mean([data._is_heldout(" ".join(one.symbols)) for one in copies]) == pytest.approx(0.1, abs=0.02)
+    assert np.mean([dataset.is_heldout(" ".join(one.symbols)) for one in copies]) == pytest.approx(0.1, abs=0.02)
     one = tasks.Task("one", "Always the same.", lambda rng, n: tasks._answered(["a"], ["b"]), 1, 1)
     with pytest.raises(CorpusError, match=r"^task 'one': no held-out instance of size 1 to 1 in 10,000 drawn$"):
-        tasks.some(one, not data._is_heldout("a b"), range(1, 2), 1)
+        tasks.some(one, not dataset.is_heldout("a b"), range(1, 2), 1)
 
 
 # --- chance ----------------------------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_windows_hold_one_instance_each(task):
     T = max(len(one.symbols) for one in some) + 2
     windows = tasks.encode(some, T)
     assert windows.shape == (10, T + 1)
-    ids = data.token_ids(windows)
+    ids = dataset.token_ids(windows)
     for row, window, one in zip(ids, windows, some, strict=True):
         size = len(one.symbols)
         text = tasks.tokenizer().decode(row[1 : size + 1]).split()
@@ -258,7 +259,7 @@ def test_only_answers_count(tiny, name):
     loss.backward()
     gradient = model.embed_in.weight.grad.clone()
     model.zero_grad()
-    ids = torch.from_numpy(data.token_ids(windows).astype(np.int64))
+    ids = torch.from_numpy(dataset.token_ids(windows).astype(np.int64))
     logits = model(ids[:, :-1], use_cache=False).logits
     asked = torch.from_numpy(windows[:, 1:] >= 0)
     by_hand = F.cross_entropy(logits[asked], ids[:, 1:][asked])
@@ -281,7 +282,7 @@ def test_text_is_scored_as_before():
     inputs, targets = experiment_tensors(text)
     assert inputs.tolist() == text[:, :-1].tolist()
     assert targets.tolist() == text[:, 1:].tolist()
-    assert data.token_ids(text) is text
+    assert dataset.token_ids(text) is text
     heldout = metrics.HeldOut.of(np.ones((2, 3)), np.zeros((2, 3), int), np.ones((2, 3), int), np.eye(2, 3, dtype=bool))
     assert heldout.tokens.tolist() == [[1, 1, 0]]
     assert math.isnan(metrics.by_position(heldout)[2])
@@ -314,7 +315,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(trained):
-    return [tasks.evaluate(record, (0.1, 0.75, 1, 2), 40) for record in trained]
+    return [measure.evaluate(record, (0.1, 0.75, 1, 2), 40) for record in trained]
 
 
 def test_a_run_on_a_task_is_a_run(trained, tmp_path):
@@ -359,7 +360,7 @@ class _Knows(nn.Module):
     def __init__(self, some, wrong):
         super().__init__()
         T = max(len(one.symbols) for one in some)
-        self.book = {tuple(row[:-1].tolist()): row[1:] for row in data.token_ids(tasks.encode(some, T)).astype(np.int64)}
+        self.book = {tuple(row[:-1].tolist()): row[1:] for row in dataset.token_ids(tasks.encode(some, T)).astype(np.int64)}
         self.wrong = wrong
 
     def hidden(self, ids, positions):
@@ -374,7 +375,7 @@ class _Knows(nn.Module):
 
 def test_right_and_wrong_answers_are_told_apart():
     some = tasks.some(TASKS["copy"], True, range(5, 6), 4)
-    right = tasks.answered(_Knows(some, wrong=7), some)
+    right = measure.answered(_Knows(some, wrong=7), some)
     assert [row.tolist() for row in right] == [[True] * 5, [True, True, False, True, True], [True] * 5, [True] * 5]
 
 
@@ -383,7 +384,7 @@ def test_right_is_what_greedy_decoding_writes(tiny, name):
     """Symbol by symbol, from the question on. Bits, of which an untrained model guesses some right."""
     model = tiny(name, vocab_size=len(SYMBOLS))
     some = tasks.some(TASKS["parity"], True, range(6, 10), 30)
-    found = tasks.answered(model, some)
+    found = measure.answered(model, some)
     ids = {symbol: i for i, symbol in enumerate(SYMBOLS)}
     for one, right in zip(some, found, strict=True):
         given = torch.tensor([[0, *(ids[symbol] for symbol in question(one))]])
@@ -397,11 +398,11 @@ def test_every_encoding_answers(encoding, tiny):
     """Against the logits of the model's ordinary call."""
     model = tiny(encoding, vocab_size=len(SYMBOLS))
     some = tasks.some(TASKS["recall"], True, range(4, 5), 7)
-    ids = torch.from_numpy(data.token_ids(tasks.encode(some, 16)).astype(np.int64))
+    ids = torch.from_numpy(dataset.token_ids(tasks.encode(some, 16)).astype(np.int64))
     with torch.no_grad():
         right = model(ids[:, :-1], use_cache=False).logits.argmax(dim=-1) == ids[:, 1:]
     asked = torch.tensor([one.asked for one in some])
-    for row, which, flags in zip(right, asked, tasks.answered(model, some), strict=True):
+    for row, which, flags in zip(right, asked, measure.answered(model, some), strict=True):
         assert row[which].tolist() == flags.tolist()
 
 
@@ -409,9 +410,9 @@ def test_random_positions_are_spread_over_longer_questions(tmp_path):
     """Where an encoding has no such positions, what may stand in for it is asked."""
     record = experiment.run(small("last", encoding="randomised", epochs=1), tmp_path)
     model = record.model()
-    assert tasks._reading(record, model, 16) is model
-    assert tasks._reading(record, model, 40).config.encoding_options["eval_length"] == 40
-    assert tasks.evaluate(record, (1, 2.5), 10)[1]["whole"] is not None
+    assert measure._reading(record, model, 16) is model
+    assert measure._reading(record, model, 40).config.encoding_options["eval_length"] == 40
+    assert measure.evaluate(record, (1, 2.5), 10)[1]["whole"] is not None
 
 
 def test_measured_by_length(trained, measured):
@@ -428,33 +429,35 @@ def test_measured_by_length(trained, measured):
 
 
 def test_measured_once_then_read(trained, measured, monkeypatch):
-    monkeypatch.setattr(tasks, "answered", None)
-    monkeypatch.setattr(tasks.parallel, "each", lambda *given: None)
-    assert tasks.evaluate_all(trained[:2], (0.1, 0.75, 1, 2), 40) == measured[:2]
+    monkeypatch.setattr(measure, "answered", None)
+    monkeypatch.setattr(measure.parallel, "each", lambda *given: None)
+    assert measure.evaluate_all(trained[:2], (0.1, 0.75, 1, 2), 40) == measured[:2]
     (trained[0].folder / "task-1-1x3.json").write_text("[")
     with pytest.raises(RecordError, match=r"'task-1-1x3.json' is not JSON .*delete it to measure again"):
-        tasks.evaluate(trained[0], (1,), 3)
+        measure.evaluate(trained[0], (1,), 3)
     with pytest.raises(RecordError, match="which is no task"):
-        tasks.evaluate(trained[0].model_copy(update={"config": {**trained[0].config, "corpus": "aws-docs"}}))
+        measure.evaluate(trained[0].model_copy(update={"config": {**trained[0].config, "corpus": "aws-docs"}}))
 
 
 def test_frames_figures_and_tables(trained, measured):
-    table, depths = tasks.frame(trained, measured), tasks.depths(trained, measured)
+    table, depths = measure.frame(trained, measured), measure.depths(trained, measured)
     assert len(table) == 2 * 2 * 3
     assert table[(table.label == "Learned") & (table.factor == 2)].whole.isna().all()
     assert set(depths.task) == {"passkey"}
     one = table[(table.label == "NoPE") & (table.task == "last") & (table.factor == 1)].iloc[0]
     assert one.whole == pytest.approx(np.mean([measured[0][1]["whole"], measured[1][1]["whole"]]))
-    scores = tasks.scores(trained, measured, ["last", "passkey"])
+    scores = measure.scores(trained, measured, ["last", "passkey"])
     assert (scores[scores.label == "Learned"].score == 0).all(), "no positions, no answers"
-    assert len(tasks.ranking(scores)) == 2
-    assert tasks.claims(scores).empty
+    assert len(measure.ranking(scores)) == 2
+    assert measure.claims(scores).empty
     looks = plots.looks(table)
     for figure in (plots.tasks(table, looks), plots.depths(depths, looks), plots.answers(table)):
         figure.canvas.draw()
         plt.close(figure)
     html = (
-        tables.tasks(table).to_html() + tables.tasks(table, "symbols").to_html() + tables.claims(tasks.claims(scores)).to_html()
+        tables.tasks(table).to_html()
+        + tables.tasks(table, "symbols").to_html()
+        + tables.claims(measure.claims(scores)).to_html()
     )
     assert "chance" in html
     assert "2 ×" in html
@@ -479,12 +482,12 @@ def scored(levels, seeds=3, names=("copy", "last", "sort", "first")):
 
 
 def said_of(scores, learned=("copy", "last", "sort", "first"), asked=("copy", "last", "sort", "first", "parity")):
-    return words.tasks(tasks.ranking(scores), tasks.claims(scores), list(learned), list(asked))
+    return words.tasks(measure.ranking(scores), measure.claims(scores), list(learned), list(asked))
 
 
 def test_the_papers_order_pair_by_pair():
     as_published = scored({"none": 0.8, "t5": 0.6, "alibi": 0.3, "rope": 0.3, "sinusoidal": 0.1})
-    found = tasks.claims(as_published)
+    found = measure.claims(as_published)
     assert len(found) == 7
     assert set(found.verdict) == {"holds"}
     assert found.difference[0] == pytest.approx(0.2, abs=0.02)
@@ -518,9 +521,9 @@ def test_an_encodings_page_shows_what_is_on_record(trained, tmp_path, monkeypatc
     assert [record.run for record in overview.published()] == ["text-1"]
     assert {record.run for record in overview.of_tasks()} == {record.run for record in trained[:3]}
     assert overview.answering(overview.answers("none", overview.of_tasks())) == "", "nobody asked these"
-    cells = tasks.evaluate(trained[0], count=20)
+    cells = measure.evaluate(trained[0], count=20)
     asked = next(trained[0].folder.glob("task-*x20.json"))
-    shutil.copyfile(asked, tmp_path / "records" / trained[0].run / asked.name.replace("x20", f"x{tasks.COUNT}"))
+    shutil.copyfile(asked, tmp_path / "records" / trained[0].run / asked.name.replace("x20", f"x{measure.COUNT}"))
     table = overview.answers("none", overview.of_tasks())
     assert table.whole.tolist() == [cell["whole"] for cell in cells]
     assert set(table.label) == {"NoPE"}
@@ -532,12 +535,12 @@ def test_who_is_able_at_which_length():
         ("a", 0.5, 16, 1.0), ("a", 1, 32, 0.9), ("a", 2, 64, 0.95), ("a", 4, 128, 0.2),
         ("b", 0.5, 16, 1.0), ("b", 1, 32, 0.7), ("b", 2, 64, math.nan), ("b", 4, 128, math.nan),
     ]  # fmt: skip
-    found = tasks.able(pd.DataFrame(rows, columns=["label", "factor", "tokens", "whole"]).assign(task="copy"))
+    found = measure.able(pd.DataFrame(rows, columns=["label", "factor", "tokens", "whole"]).assign(task="copy"))
     assert found.labels.tolist() == [["a"], ["a"], []]
     said = "at up to 32 tokens, as in training, 1 of 2 (a), at 64 tokens 1 of 2 (a), at 128 tokens none of 2."
     assert words.able(found) == f"**copy**, models that answer at least nine of ten questions right: {said}"
     beyond = pd.DataFrame(rows[2:4], columns=["label", "factor", "tokens", "whole"]).assign(task="copy")
-    assert tasks.able(beyond).beyond.all(), "nothing was asked within the trained length"
+    assert measure.able(beyond).beyond.all(), "nothing was asked within the trained length"
     assert words.able(found[:0]) == "No task was given to all encodings."
 
 
@@ -550,7 +553,7 @@ def test_learned_is_nine_tenths_within_the_trained_length():
         ("a", "last", 0.5, 1.0),
     ]
     table = pd.DataFrame(rows, columns=["label", "task", "factor", "whole"])
-    assert tasks.learned(table) == ["copy", "last"]
+    assert measure.learned(table) == ["copy", "last"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pe_core  # noqa: F401  makes the model known to the Auto classes
 from pe_core.errors import ConfigError
 
-TASKS = Path(__file__).parent / "tasks"
+TASKS = Path(__file__).parent
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from pe_core import corpus as corpora
-from pe_core import facts as fact_sentences
 from pe_core import paths, progress
 from pe_core.config import PRESETS, Experiment
-from pe_core.corpus import DOCUMENT_END, Corpus
+from pe_core.data import corpora
+from pe_core.data import facts as fact_sentences
+from pe_core.data.text import DOCUMENT_END, Corpus
+from pe_core.data.tokenizer import load_tokenizer, token_bytes, token_lists, train_tokenizer
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
@@ -92,16 +93,12 @@ class Streams:
 
 
 def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
-    """The windows of a resolved experiment, from the token cache or built and cached.
+    """The windows of a resolved experiment on text, from the token cache or built and cached.
 
     Raises:
         CorpusError: the corpus cannot be read, has too few documents to split, or holds fewer windows than
             `samples` asks for (the message says how many it holds).
     """
-    if experiment.task:
-        from pe_core import tasks
-
-        return tasks.prepare(experiment)
     corpus = corpora.load(experiment.corpus)
     streams = _streams(corpus, experiment, cache or paths.cache())
     T = experiment.seq_len
@@ -124,11 +121,11 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
     tokenizer = streams.tokenizer
     stated: dict[str, Any] = {}
     if experiment.facts and experiment.facts_rate:
-        stated["facts"] = {"fingerprint_without": _fingerprint(train, heldout, documents, tokenizer)}
+        stated["facts"] = {"fingerprint_without": windows_fingerprint(train, heldout, documents, tokenizer)}
         added, counts = _fact_windows(experiment.facts, experiment.facts_rate, tokenizer, len(train), T)
         train = np.concatenate([train, added.astype(train.dtype)])
         stated["facts"] |= counts
-    fingerprint = _fingerprint(train, heldout, documents, tokenizer)
+    fingerprint = windows_fingerprint(train, heldout, documents, tokenizer)
     about = {
         **streams.about,
         "windows": {"train": len(train), "heldout": len(heldout)},
@@ -144,7 +141,7 @@ def token_ids(windows: Tokens) -> NDArray[np.integer]:
     return np.where(windows < 0, ~windows, windows) if windows.dtype.kind == "i" else windows
 
 
-def _fingerprint(train: Tokens, heldout: Tokens, documents: NDArray[np.int32], tokenizer: Any) -> str:
+def windows_fingerprint(train: Tokens, heldout: Tokens, documents: NDArray[np.int32], tokenizer: Any) -> str:
     digest = hashlib.sha256()
     for part in (train, heldout, documents):
         digest.update(part.tobytes())
@@ -157,7 +154,7 @@ def _fact_windows(name: str, rate: float, tokenizer: Any, others: int, T: int) -
     facts = fact_sentences.load(name)
     count = max(1, round(others * rate / (1 - rate)))
     found, sentences = fact_sentences.windows(
-        facts.statements, lambda documents: _ids(tokenizer, documents), tokenizer.eos_token_id, count, T
+        facts.statements, lambda documents: token_lists(tokenizer, documents), tokenizer.eos_token_id, count, T
     )
     return found, {"name": facts.name, "windows": count, "statements": len(facts.statements), "sentences": sentences}
 
@@ -169,20 +166,6 @@ def _starts(held: int, wanted: int, T: int, rng: np.random.Generator, finite: bo
     """
     chosen = rng.permutation(held)[:wanted] if finite else np.arange(wanted)
     return np.sort(chosen).astype(np.int64) * T
-
-
-def token_bytes(tokenizer: Any, vocab: int) -> NDArray[np.int32]:
-    """UTF-8 bytes behind each token id, 0 for special tokens and for ids the tokenizer does not use."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    alphabet = set(bytes_to_unicode().values())
-    special = set(tokenizer.all_special_ids)
-    lengths = np.zeros(vocab, np.int32)
-    for token, index in tokenizer.get_vocab().items():
-        if index not in special and index < vocab:
-            # A byte-level token spells each byte as one character of the alphabet; added tokens are plain text.
-            lengths[index] = len(token) if set(token) <= alphabet else len(token.encode())
-    return lengths
 
 
 # --- token streams and their cache -----------------------------------------------------------------------------------
@@ -290,58 +273,6 @@ def _too_few(name: str, documents: int) -> CorpusError:
     )
 
 
-def train_tokenizer(documents: Iterable[str], vocab: int) -> Any:
-    """A byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) of at most `vocab` tokens with an end-of-text token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[DOCUMENT_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(documents, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=DOCUMENT_END,
-        eos_token=DOCUMENT_END,
-        pad_token=DOCUMENT_END,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a folder or the hub. Raises CorpusError when it cannot be had or has no end-of-text token."""
-    from transformers import AutoTokenizer
-
-    silence = None if Path(name).is_dir() else corpora.no_answer()
-    try:
-        # `trust_remote_code` unset would ask the person, and run the repository's code on a yes.
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, use_fast=True, trust_remote_code=False, local_files_only=silence is not None
-        )
-    except Exception as error:  # transformers and huggingface_hub raise kinds of their own
-        raise corpora.hub_error(f"tokenizer='{name}'", silence or error) from error
-    if tokenizer.eos_token_id is None or not tokenizer.is_fast:
-        raise CorpusError(f"tokenizer='{name}': a fast tokenizer with an end-of-text token is needed")
-    # Bits per byte count the bytes behind each token, which only a byte-level tokenizer that changes no text lets one do.
-    # Special tokens stand for no bytes: one that is still found in the text shows, too.
-    probe = "Naïve  café\n\tThe 漢字 🙂 end." + "".join(tokenizer.all_special_tokens)
-    if token_bytes(tokenizer, len(tokenizer))[_ids(tokenizer, [probe])[0]].sum() != len(probe.encode()):
-        raise CorpusError(f"tokenizer='{name}': a byte-level tokenizer is needed, or bits per byte cannot be counted")
-    return tokenizer
-
-
-def _ids(tokenizer: Any, documents: list[str]) -> list[list[int]]:
-    """Token ids of each document. Text never becomes a special token, not even one that spells `<|endoftext|>`."""
-    found = tokenizer(documents, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return list(found["input_ids"])
-
-
 def _encode(documents: list[str], tokenizer: Any, label: str, longest: int | None = None) -> tuple[Tokens, NDArray[np.int64]]:
     """Documents as one stream, and where each ends; of a document, at most `longest` tokens (its end included)."""
     pieces: list[Tokens] = []
@@ -350,7 +281,7 @@ def _encode(documents: list[str], tokenizer: Any, label: str, longest: int | Non
     with progress.bar(total=len(documents), label=label, unit=" documents") as bar:
         for start in range(0, len(documents), 64):
             some = documents[start : start + 64]
-            for ids in _ids(tokenizer, some):
+            for ids in token_lists(tokenizer, some):
                 pieces.append(np.concatenate([np.array(ids[: longest and longest - 1], dtype), end]))
             bar.update(len(some))
     ends = 1 + np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
@@ -368,10 +299,10 @@ def _take(corpus: Corpus, needed: tuple[int, int], tokenizer: Any | None, longes
     counts = [0, 0]
     with progress.bar(total=sum(needed), label=f"Streaming {corpus.name}", unit=" tokens") as bar:
         for document in corpus.documents():
-            side = int(_is_heldout(document))
+            side = int(is_heldout(document))
             if counts[side] >= needed[side]:
                 continue
-            size = 1 + (len(_ids(tokenizer, [document])[0]) if tokenizer else len(document.encode()) // 8)
+            size = 1 + (len(token_lists(tokenizer, [document])[0]) if tokenizer else len(document.encode()) // 8)
             if side:
                 size = min(size, longest)
             sides[side].append(document)
@@ -415,7 +346,7 @@ def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
                 documents = []
 
 
-def _is_heldout(document: str) -> bool:
+def is_heldout(document: str) -> bool:
     digest = hashlib.blake2b(document.encode(errors="replace"), digest_size=8, key=b"split").digest()
     return int.from_bytes(digest, "big") < _HELD_OUT_SHARE * 2**64
 
