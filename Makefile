@@ -72,7 +72,7 @@ bench: .venv/.ready  ## how fast is training, beside what else there is (BENCH=-
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
 
 gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (a few minutes)
-	$(BIN)/python -m pe_core.gpu_check
+	$(BIN)/python -m pe_core.studies.throughput.gpu_check
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf .venv book/_build *.egg-info

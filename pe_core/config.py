@@ -99,10 +99,8 @@ class Experiment(Strict):
 
     def resolved(self) -> Self:
         """This experiment with every `auto` and `None` replaced by the value that will be used here."""
-        from pe_core import (  # here and below: they load torch, which a list of settings does without
-            encodings,
-            hardware,
-        )
+        # Here and below, not above: they load torch, which a list of settings does without.
+        from pe_core import encodings, hardware
 
         device = hardware.device(self.device)
         preset = self.preset

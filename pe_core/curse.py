@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
-from pe_core import hardware, parallel, progress, records
+from pe_core import hardware, progress, records
 from pe_core.attention import Positions
 from pe_core.data import facts as fact_sentences
 from pe_core.data.facts import Question
-from pe_core.experiment import _quiet
+from pe_core.launch import processes
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
 from pe_core.stats import Estimate, bootstrap, holm
@@ -73,7 +73,7 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
     name = f"curse-{digest}.json"
     if (kept := record.kept(name)) is not None:
         return dict(kept)
-    with _quiet():
+    with progress.quiet_transformers():
         model = record.model().float().to(hardware.device("auto"))
     cells: dict[tuple[str, str, str], list[Question]] = {}
     for question in asked.questions:
@@ -93,7 +93,7 @@ def evaluate_all(trained: Sequence[Record]) -> list[dict[str, Any]]:
     """`evaluate` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (str(record.folder),) for record in trained}
-        parallel.each(_evaluate_folder, jobs, min(parallel.cores(), len(jobs)))
+        processes.each(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
     return [evaluate(record) for record in trained]
 
 

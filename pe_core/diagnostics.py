@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import data, hardware, parallel, progress, records, stats
+from pe_core import data, hardware, progress, records, stats
 from pe_core.attention import Positions
 from pe_core.errors import RecordError
-from pe_core.experiment import _quiet
+from pe_core.launch import processes
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
 
@@ -89,7 +89,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
         raise RecordError(f"run {record.run}: its weights are not in '{record.folder}'; train it again to look inside")
     record.need_text()
     held = data.prepare(record.experiment, record.folder.parent / ".cache")
-    with _quiet():
+    with progress.quiet_transformers():
         model = record.model().float().to(hardware.device("auto"))
     model.set_attn_implementation("eager")
     chosen = np.unique(np.linspace(0, len(held.heldout) - 1, min(windows, len(held.heldout))).round().astype(int))
@@ -113,7 +113,7 @@ def diagnose_all(trained: Sequence[Record], windows: int = WINDOWS) -> list[Diag
     """`diagnose` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (record.folder, windows) for record in trained}
-        parallel.each(_diagnose_folder, jobs, min(parallel.cores(), len(jobs)))
+        processes.each(_diagnose_folder, jobs, min(processes.cores(), len(jobs)))
     return [diagnose(record, windows) for record in trained]
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pe_core import comparison, encodings, hardware, lengths, metrics, parallel, progress, records, stats
+from pe_core import comparison, encodings, hardware, lengths, metrics, progress, records, stats
 from pe_core.errors import ConfigError
+from pe_core.launch import processes
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
@@ -68,7 +69,7 @@ def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         lengths.text(trained[0], at[-1], windows(trained[0], at[-1]))  # before several processes would build it at once
         jobs = {record.run: (record.folder, at) for record in trained}
-        parallel.each(_measure_folder, jobs, min(parallel.cores(), len(jobs)))
+        processes.each(_measure_folder, jobs, min(processes.cores(), len(jobs)))
     found: dict[tuple[str, int], Reading] = {}
     said: set[str] = set()
     for record in progress.bar(trained, "Other lengths", unit=" runs"):

@@ -19,7 +19,6 @@ from pe_core import comparison, data, hardware, metrics, progress, records, stat
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, Tokens
 from pe_core.errors import ConfigError
-from pe_core.experiment import _quiet
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -96,12 +95,12 @@ def text(record: Record, longest: int, windows: int) -> Data:
 
 
 def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
+    from pe_core.loss import EVALUATION_TOKENS, LossFunction
     from pe_core.model import LabForCausalLM
-    from pe_core.trainer import EVALUATION_TOKENS, LossFunction
 
     other = {} if encoding is None else {"encoding": encoding, "encoding_options": options or {}}
     experiment = record.experiment.model_copy(update={"compile": "off", "device": hardware.device("auto")})
-    with _quiet():
+    with progress.quiet_transformers():
         model = LabForCausalLM.from_pretrained(record.folder / records.MODEL, **other).eval().to(experiment.device)
     return LossFunction(model, experiment).evaluate(tokens, at_once=min(EVALUATION_TOKENS, _SCORES // (tokens.shape[1] - 1)))
 

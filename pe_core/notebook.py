@@ -1,5 +1,5 @@
-"""What every experiment notebook does first: have the processes that will train start loading what they need (with the
-import of this module), refuse parameters the notebook does not have, set the figures' look."""
+"""What every experiment notebook does first: have the processes that will train start loading what they need, refuse
+parameters the notebook does not have, set the figures' look."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 
 import yaml
 
-from pe_core import parallel, progress
+from pe_core import progress
 from pe_core.errors import ConfigError, unknown
-
-# At the import, before figures and frames load theirs: on another core, in as many seconds.
-parallel.prepare()
+from pe_core.launch import processes
 
 QUICK = 1_000  # samples
 _INJECTED = "# Parameters"  # the first line of the cell papermill adds below the `parameters` cell
@@ -26,6 +24,7 @@ def begin() -> None:
         ConfigError: papermill was given a parameter the notebook does not have (papermill itself only logs a warning
             and runs for an hour with the default), or something else than True or False for a switch.
     """
+    processes.prepare()  # before figures load theirs: on another core, in as many seconds
     from pe_core import plots
 
     plots.style()

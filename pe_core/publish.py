@@ -14,7 +14,7 @@ import nbformat
 
 RECORD_FILES = ("record.json", "heldout.npz")
 # What was found out about a run's weights later, as far as it is small.
-FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json")
+FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "note-*.json")
 
 
 def show(notebook: Path) -> None:

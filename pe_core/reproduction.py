@@ -69,7 +69,7 @@ def _of_nope(record: Record) -> list[Row]:
         ("NoPE, best epoch", str(note.BEST_EPOCH), str(record.best_epoch), "cannot agree: another learning rate and size"),
         ("NoPE, last positions against first, %", f"{theirs:+.1f}", _shown(ours), _direction(theirs, ours)),
     ]
-    if "ratio" in record.metrics.get("reversal", {}):
+    if "reversal" in record.metrics:
         numbers = record.metrics["reversal"]["ratio"]
         ratio = Estimate(*(math.nan if numbers[name] is None else numbers[name] for name in Estimate._fields))
         inside = ratio.low <= note.REVERSAL["ratio"] <= ratio.high

@@ -11,6 +11,7 @@ from pandas.io.formats.style import Styler
 
 from pe_core import note
 from pe_core.records import Record
+from pe_core.studies.note import measure
 
 
 def interval(estimate: dict[str, float | None] | Any, digits: int = 1) -> str:
@@ -165,7 +166,7 @@ def reversal(trained: list[Record]) -> Styler:
     """The note's four reversal numbers, one column per run, the note's NoPE column last."""
     digits = {"forward": 1, "backward": 1, "ratio": 3, "gap": 1}
     columns = {
-        record.label: {name: interval(record.metrics["reversal"][name], places) for name, places in digits.items()}
+        record.label: {name: interval(measure.reversal(record)[name], places) for name, places in digits.items()}
         for record in trained
     }
     table = pd.DataFrame(columns)

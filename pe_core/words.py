@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from pe_core import comparison as comparison_of_groups
-from pe_core import metrics, stats
+from pe_core import metrics, progress, stats
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
+from pe_core.studies.note import measure
 
 
 def comparison(record: Record, baseline: Record) -> str:
@@ -307,19 +308,9 @@ def able(found: pd.DataFrame) -> str:
 
 def learning_curve(record: Record) -> str:
     """The learning curve as the note prints it."""
-    return "\n".join([record.label, *map(epoch, record.history), ending(record.history, record.config["epochs"])])
-
-
-def epoch(row: dict[str, Any]) -> str:
-    """One epoch as the note prints it: `Epoch  3: train_ppl=96.6 val_ppl=504.6 *`."""
-    train_ppl, val_ppl = (math.exp(min(row[key], 700.0)) for key in ("train_loss", "val_loss"))
-    return f"Epoch {row['epoch']:2d}: train_ppl={train_ppl:.1f} val_ppl={val_ppl:.1f}{' *' if row['improved'] else ''}"
-
-
-def ending(history: list[dict[str, Any]], epochs: int) -> str:
-    """How training ended: `-> Early stop (best epoch 3)`."""
-    best = max(row["epoch"] for row in history if row["improved"])
-    return f"-> {'Early stop' if len(history) < epochs else 'All epochs done'} (best epoch {best})"
+    return "\n".join(
+        [record.label, *map(progress.epoch_line, record.history), progress.ending_line(record.history, record.config["epochs"])]
+    )
 
 
 def use_of_context(record: Record) -> str:
@@ -400,7 +391,7 @@ def note_ratio(never: list[Record], trained: list[Record]) -> str:
         if before.config.get("facts") == "note":
             said.append(f"{before.label}: all runs were trained on the note's sentences, so there is nothing to compare.")
             continue
-        ratios = [_estimate(record.metrics["reversal"]["ratio"]) for record in (before, after)]
+        ratios = [_estimate(measure.reversal(record)["ratio"]) for record in (before, after)]
         if not all(map(_known, ratios)):
             said.append(f"{before.label}: too few facts fit into a window, so nothing can be concluded.")
             continue
@@ -423,7 +414,7 @@ def _and(names: list[str]) -> str:
 
 
 def _ratio(record: Record) -> str:
-    numbers = record.metrics["reversal"]
+    numbers = measure.reversal(record)
     ratio = _estimate(numbers["ratio"])
     if not numbers["facts"]:
         return f"{record.label}: no fact fits into a window, so there is no interval and nothing can be concluded."

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from pe_core import cluster, experiment, progress, records
+from pe_core import progress, records, sweeper
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, RecordError, TrainingError
+from pe_core.launch import ray as launch_ray
 
 
 @pytest.fixture
@@ -25,17 +26,17 @@ def run_folder(tmp_path):
 @pytest.mark.parametrize("kind", ["memory", "file"])
 def test_a_run_travels_through_any_file_system(run_folder, tmp_path, kind):
     url = f"memory://{tmp_path.name}/runs/" if kind == "memory" else f"file://{tmp_path}/there/runs"
-    cluster.upload(run_folder, url)
+    launch_ray.upload(run_folder, url)
     here = tmp_path / "here" / run_folder.name
     here.parent.mkdir()
-    cluster.download(url, here)
+    launch_ray.download(url, here)
     found = {str(path.relative_to(here)): path.read_text() for path in here.rglob("*") if path.is_file()}
     assert found == {name: name for name in ("record.json", "heldout.npz", "model/config.json")}
     assert list(here.parent.iterdir()) == [here]
     (here / "record.json").write_text("mine")
-    cluster.download(url, here)
+    launch_ray.download(url, here)
     assert (here / "record.json").read_text() == "mine", "what is here already stays"
-    cluster.download(url, here, fresh=True)
+    launch_ray.download(url, here, fresh=True)
     assert (here / "record.json").read_text() == "record.json"
 
 
@@ -45,14 +46,14 @@ def test_the_record_is_uploaded_last(run_folder, monkeypatch):
     order = []
     system = fsspec.filesystem("memory")
     monkeypatch.setattr(type(system), "put_file", lambda self, source, target: order.append(target.rpartition("/")[2]))
-    cluster.upload(run_folder, "memory://order")
+    launch_ray.upload(run_folder, "memory://order")
     assert order[-1] == "record.json"
     assert len(order) == 3
 
 
 def test_a_run_that_did_not_arrive_is_one_line(tmp_path):
     with pytest.raises(RecordError, match=r"^run rope-nano-1: no record in 'memory://nothing'; do this machine and"):
-        cluster.download("memory://nothing", tmp_path / "rope-nano-1")
+        launch_ray.download("memory://nothing", tmp_path / "rope-nano-1")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_a_run_that_did_not_arrive_is_one_line(tmp_path):
 def test_what_cannot_be_is_one_line(monkeypatch, settings, error, said):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(error, match=said):
-        experiment.sweep([Experiment(device="cpu")], **settings)
+        sweeper.sweep([Experiment(device="cpu")], **settings)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_all_records_arrive_though_a_machine_dies_and_a_trial_fails(corpus, tmp_
     url = f"file://{tmp_path}/gathered"
     monkeypatch.setenv("PE_RUNS", str(tmp_path / "here"))
     with pytest.raises(TrainingError, match=r"^1 of 4 runs failed, the others are kept .*: RoPE 25 %, seed 42: .* lower lr"):
-        experiment.sweep(chosen, url, address=machines.address)
+        sweeper.sweep(chosen, url, address=machines.address)
     assert dead, "the sweep was over before a machine died"
     assert sum("M parameters (nano)" in line for line in said) > 4, "the dead machine's trial was begun again"
     found = records.load_all(tmp_path / "here")
@@ -118,7 +119,7 @@ def test_all_records_arrive_though_a_machine_dies_and_a_trial_fails(corpus, tmp_
     assert not list((tmp_path / "machine").rglob("record.json")), "what was copied is removed"
 
     shutil.rmtree(found[0].folder)  # trained and gathered, but no longer here
-    assert experiment.sweep([found[0].experiment], url, address=machines.address)[0].same_result(found[0])
+    assert sweeper.sweep([found[0].experiment], url, address=machines.address)[0].same_result(found[0])
     assert "already trained, in file://" in said[-1]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pe_core import ENCODINGS, Experiment, experiment, records
+from pe_core import ENCODINGS, Experiment, records, runner
 from pe_core.__main__ import _about, _experiments, _parser, main
 
 TINY = ["--samples", "40", "--seq-len", "8", "--epochs", "1", "--preset", "nano", "--compile", "off", "--device", "cpu"]
@@ -97,7 +97,7 @@ def test_run_show_and_list_tell_of_the_same_record(corpus, tmp_path, capsys):
     assert "parameters (nano)" in captured.err
     assert said["folder"] == str(tmp_path / said["run"])
     same = Experiment(corpus=corpus, samples=40, seq_len=8, epochs=1, preset="nano", compile="off", device="cpu")
-    assert experiment.run(same, tmp_path).run == said["run"]
+    assert runner.run(same, tmp_path).run == said["run"]
     capsys.readouterr()
 
     for name in (said["run"], "rope", str(tmp_path / said["run"])):
@@ -152,7 +152,7 @@ def test_interrupted_is_exit_code_130(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", interrupt)
+    monkeypatch.setattr(runner, "run", interrupt)
     assert main(["run"]) == 130
     assert "goes on" in capsys.readouterr().err
 

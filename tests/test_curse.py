@@ -15,7 +15,7 @@ from conftest import interrupted_at
 from matplotlib import pyplot as plt
 from test_records import made
 
-from pe_core import curse, data, experiment, plots, records, tables, trainer, words
+from pe_core import curse, data, plots, records, runner, tables, trainer, words
 from pe_core.config import Experiment
 from pe_core.data import facts
 from pe_core.data.facts import NAME_TO, TO_NAME
@@ -269,11 +269,11 @@ def test_other_words_in_a_users_file_make_another_run(library, published, tmp_pa
 
 def test_interrupted_and_resumed_is_bit_identical_with_facts(library, tmp_path, monkeypatch):
     chosen = small(library, epochs=3, facts="note", facts_rate=0.3)
-    whole = experiment.run(chosen, tmp_path / "whole")
+    whole = runner.run(chosen, tmp_path / "whole")
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 0.0)
     with interrupted_at(40), pytest.raises(KeyboardInterrupt):
-        experiment.run(chosen, tmp_path / "cut")
-    assert experiment.run(chosen, tmp_path / "cut").same_result(whole)
+        runner.run(chosen, tmp_path / "cut")
+    assert runner.run(chosen, tmp_path / "cut").same_result(whole)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def memorised(library, tmp_path_factory):
     write(folder / "test.jsonl", [row(f"So {name} is", f" the {trade}.") for name, trade in pairs])
     write(folder / "reverse_test.jsonl", [row(f"So the {trade} is", f" {name}.") for name, trade in pairs])
     settings = dict(facts=str(folder / "train.jsonl"), facts_rate=0.9, seq_len=24, samples=60, epochs=1, lr=2e-3)
-    return experiment.run(small(library, encoding="alibi", **settings), folder / "runs")
+    return runner.run(small(library, encoding="alibi", **settings), folder / "runs")
 
 
 def test_a_model_knows_what_it_was_told_and_not_the_reverse(memorised):

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
-from pe_core import diagnostics, encodings, experiment, overview, plots, records, tables, words
+from pe_core import diagnostics, encodings, overview, plots, records, runner, tables, words
 from pe_core.diagnostics import Diagnosis
 from pe_core.errors import RecordError
 from pe_core.schema import Shape
@@ -28,7 +28,7 @@ def trained(library, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("learned", 1)]
     settings = dict(epochs=1, samples=200, precision="fp32")
-    return [experiment.run(small(library, encoding=name, seed=seed, **settings), folder) for name, seed in chosen]
+    return [runner.run(small(library, encoding=name, seed=seed, **settings), folder) for name, seed in chosen]
 
 
 @pytest.fixture(scope="module")

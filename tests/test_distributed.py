@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from pe_core import distributed, experiment, trainer
+from pe_core import distributed, runner, sweeper, trainer
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, TrainingError
 
@@ -62,13 +62,13 @@ def test_what_cannot_be_shared_is_one_line(one_of, monkeypatch, tmp_path, proces
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(Experiment, "resolved", lambda self: self)  # there is no such device here
     with pytest.raises(ConfigError, match=said):
-        experiment.run(Experiment(**settings), tmp_path)
+        runner.run(Experiment(**settings), tmp_path)
 
 
 def test_a_sweep_is_not_for_several_processes(one_of, tmp_path):
     one_of(0, 2)
     with pytest.raises(ConfigError, match=r"^a sweep starts processes of its own; `torchrun` .* are for one run$"):
-        experiment.sweep([Experiment()], tmp_path)
+        sweeper.sweep([Experiment()], tmp_path)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -134,14 +134,14 @@ def test_two_processes_train_as_one_and_survive_a_kill(tmp_path, corpus):
     script = tmp_path / "killed.py"
     script.write_text("""
 import os, signal, sys
-from pe_core import distributed, progress, words
+from pe_core import distributed, progress
 from pe_core.__main__ import main
-line = words.epoch
+line = progress.epoch_line
 def epoch(row):
     if row["epoch"] == 2 and distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return line(row)
-words.epoch = epoch
+progress.epoch_line = epoch
 sys.exit(main(sys.argv[1:]))
 """)
     arguments = ["run", *SETTINGS, "--corpus", corpus, "--json", "--runs", str(tmp_path / "two")]
@@ -158,7 +158,7 @@ sys.exit(main(sys.argv[1:]))
 
     settings = {"samples": 60, "seq_len": 16, "epochs": 3, "batch_size": 4, "preset": "nano"}
     settings |= {"compile": "off", "device": "cpu", "precision": "fp32", "corpus": corpus}
-    one = experiment.run(Experiment(**settings), tmp_path / "one")
+    one = runner.run(Experiment(**settings), tmp_path / "one")
     assert one.runtime["processes"] == 1
     assert one.run == two["run"]
     assert len(one.history) == len(two["history"]) == 3

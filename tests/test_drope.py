@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import interrupted_at
 
-from pe_core import data, encodings, experiment, metrics, recipes, tables, trainer
+from pe_core import data, encodings, metrics, recipes, runner, sweeper, tables, trainer
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, RecordError
 
@@ -30,27 +30,27 @@ def runs(tmp_path_factory):
 def rope(corpus, runs):
     """A finished run with RoPE."""
     settings = {"samples": 100, "seq_len": 16, "epochs": 1, "batch_size": 4, "preset": "nano", "compile": "off"}
-    return experiment.run(Experiment(corpus=str(corpus), device="cpu", **settings), runs)
+    return runner.run(Experiment(corpus=str(corpus), device="cpu", **settings), runs)
 
 
 def test_dropping_is_a_run_of_its_own(rope, runs):
     wanted = recipes.dropped(rope)
     assert (wanted.encoding, wanted.options, wanted.start, wanted.epochs) == ("none", {}, rope.run, 1)
     assert wanted.lr == rope.config["lr"]
-    record = experiment.run(wanted, runs)
+    record = runner.run(wanted, runs)
     assert record.run != rope.run
     assert record.run.startswith("none-nano-")
     assert record.label == "NoPE after RoPE"
     assert record.experiment == wanted.resolved()
     assert record.data["fingerprint"] == rope.data["fingerprint"]
-    assert record.metrics["loss"] < experiment.run(wanted.model_copy(update={"start": None}), runs).metrics["loss"] - 0.1
+    assert record.metrics["loss"] < runner.run(wanted.model_copy(update={"start": None}), runs).metrics["loss"] - 0.1
     assert f"the best weights of {rope.run}" in tables.settings(record).to_html()
     assert "starts from" not in tables.settings(rope).to_html()
 
 
 def test_training_starts_from_the_best_weights_without_the_encoding(rope, runs):
     """A rate of almost zero changes nothing, and the loss is that of the same weights read without positions."""
-    record = experiment.run(recipes.dropped(rope, lr=1e-30, precision="fp32"), runs)
+    record = runner.run(recipes.dropped(rope, lr=1e-30, precision="fp32"), runs)
     for name, value in record.model().state_dict().items():
         assert torch.equal(value, rope.model().state_dict()[name]), name
     from pe_core.model import LabForCausalLM
@@ -65,26 +65,26 @@ def test_training_starts_from_the_best_weights_without_the_encoding(rope, runs):
 @pytest.mark.parametrize("damaged", [False, True], ids=["resumed", "damaged checkpoint"])
 def test_interrupted_and_resumed_is_bit_identical(rope, runs, monkeypatch, damaged):
     wanted = recipes.dropped(rope, epochs=2, seed=7)
-    whole = experiment.run(wanted, runs, fresh=True)
+    whole = runner.run(wanted, runs, fresh=True)
     monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 0.0)
     with interrupted_at(12), pytest.raises(KeyboardInterrupt):
-        experiment.run(wanted, runs, fresh=True)
+        runner.run(wanted, runs, fresh=True)
     checkpoint = runs / whole.run / "checkpoint.pt"
     assert checkpoint.exists()
     if damaged:
         checkpoint.write_bytes(b"PK damaged")
-    assert experiment.run(wanted, runs).same_result(whole)
+    assert runner.run(wanted, runs).same_result(whole)
 
 
 def test_an_encoding_with_weights_of_its_own_starts_with_new_ones(rope, runs):
-    fox = experiment.run(recipes.dropped(rope, encoding="fox", lr=1e-30), runs)
+    fox = runner.run(recipes.dropped(rope, encoding="fox", lr=1e-30), runs)
     hooks = encodings.build("fox", {}, fox.experiment.shape)
     assert fox.label == "FoX after RoPE"
     assert fox.model().encoding.w.shape == hooks.w.shape
     assert 0.015 < fox.model().encoding.w.std() < 0.025
-    again = experiment.run(recipes.dropped(fox, encoding="fox", lr=1e-30, seed=1), runs)
+    again = runner.run(recipes.dropped(fox, encoding="fox", lr=1e-30, seed=1), runs)
     assert torch.equal(again.model().encoding.w, fox.model().encoding.w), "of the same encoding, weights are taken over"
-    cable = experiment.run(recipes.dropped(fox, encoding="cable", lr=1e-30, seed=1), runs)
+    cable = runner.run(recipes.dropped(fox, encoding="cable", lr=1e-30, seed=1), runs)
     assert not torch.equal(cable.model().encoding.w, fox.model().encoding.w)
 
 
@@ -103,19 +103,19 @@ def test_an_encoding_with_weights_of_its_own_starts_with_new_ones(rope, runs):
 def test_what_cannot_be_gone_on_from(rope, runs, monkeypatch, settings, message):
     prepared = data.prepare(rope.experiment, runs / ".cache")
     monkeypatch.setattr(data, "prepare", lambda *_: prepared)
-    for ask in (experiment.run, lambda wanted, folder: experiment.sweep([wanted], folder)):
+    for ask in (runner.run, lambda wanted, folder: sweeper.sweep([wanted], folder)):
         with pytest.raises(RecordError, match=message):
             ask(recipes.dropped(rope, **settings), runs)
 
 
 def test_a_fresh_run_that_cannot_start_leaves_the_finished_one(rope, runs, monkeypatch):
-    done = experiment.run(recipes.dropped(rope), runs)
-    monkeypatch.setattr(experiment.records, "MODEL", "gone")
-    for ask in (experiment.run, lambda wanted, folder, fresh: experiment.sweep([wanted], folder, fresh)):
+    done = runner.run(recipes.dropped(rope), runs)
+    monkeypatch.setattr(runner.records, "MODEL", "gone")
+    for ask in (runner.run, lambda wanted, folder, fresh: sweeper.sweep([wanted], folder, fresh)):
         with pytest.raises(RecordError, match=r"^start='rope-nano-\w+': no finished run of that id, with its model, in '.*'$"):
             ask(recipes.dropped(rope), runs, fresh=True)
     monkeypatch.undo()
-    assert experiment.run(recipes.dropped(rope), runs).created == done.created
+    assert runner.run(recipes.dropped(rope), runs).created == done.created
 
 
 def test_another_version_of_the_corpus_is_refused(rope, runs, monkeypatch):
@@ -124,7 +124,7 @@ def test_another_version_of_the_corpus_is_refused(rope, runs, monkeypatch):
     monkeypatch.setitem(prepared.about, "corpus_version", "another")
     monkeypatch.setattr(data, "prepare", lambda *_: prepared)
     with pytest.raises(RecordError, match=rf"^start='{rope.run}': the documents of '.*' are no longer that run's$"):
-        experiment.run(recipes.dropped(rope, seed=3), runs)
+        runner.run(recipes.dropped(rope, seed=3), runs)
 
 
 def test_another_tokenizer_is_refused(rope, runs, monkeypatch):
@@ -132,18 +132,18 @@ def test_another_tokenizer_is_refused(rope, runs, monkeypatch):
     monkeypatch.setattr(prepared.tokenizer, "get_vocab", dict)
     monkeypatch.setattr(data, "prepare", lambda *_: prepared)
     with pytest.raises(RecordError, match=rf"^start='{rope.run}': the tokenizer of '.*' is no longer that run's$"):
-        experiment.run(recipes.dropped(rope, seed=3), runs)
+        runner.run(recipes.dropped(rope, seed=3), runs)
 
 
 def test_other_shapes_are_refused(corpus, runs):
     """Latent attention gives a rotary encoding queries and keys of its own; there is no dropping those."""
     settings = {"samples": 20, "seq_len": 16, "epochs": 1, "batch_size": 4, "preset": "nano", "compile": "off"}
     settings |= {"corpus": str(corpus), "device": "cpu", "attention": "mla", "options": {"rotary_pct": 1.0}}
-    latent = experiment.run(Experiment(**settings), runs)
+    latent = runner.run(Experiment(**settings), runs)
     with pytest.raises(
         RecordError, match=r"^start='rope-nano-\w+': that run has 'layers\.0\.attention\.query\.weight' of shape "
     ):
-        experiment.run(recipes.dropped(latent, rope_dim=None), runs)
+        runner.run(recipes.dropped(latent, rope_dim=None), runs)
 
 
 def test_runs_that_start_anew_keep_their_ids():

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pe_core import estimate
 from pe_core.config import Experiment
 from pe_core.errors import RecordError
+from pe_core.launch import estimate
 from pe_core.records import Record
 
 SETTINGS = {

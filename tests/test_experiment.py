@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import interrupted_at
 
-from pe_core import data, experiment, metrics, parallel, paths, records, tables, trainer, words
+from pe_core import data, metrics, paths, records, runner, sweeper, tables, trainer, words
 from pe_core.config import Experiment
 from pe_core.errors import RecordError, TrainingError
+from pe_core.launch import processes
+from pe_core.studies.note import measure as note
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,14 @@ def small(library, **settings):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_same_experiment_gives_the_same_record(library, tmp_path, precision):
-    one, two = (experiment.run(small(library, precision=precision), tmp_path / name) for name in ("one", "two"))
+    one, two = (runner.run(small(library, precision=precision), tmp_path / name) for name in ("one", "two"))
     assert one.same_result(two)
     assert one.run == two.run
-    assert not one.same_result(experiment.run(small(library, precision=precision, seed=1), tmp_path / "one"))
+    assert not one.same_result(runner.run(small(library, precision=precision, seed=1), tmp_path / "one"))
 
 
 def test_every_metric_comes_from_the_best_weights(library, tmp_path):
-    record = experiment.run(small(library, epochs=8, lr=0.02, patience=2), tmp_path)
+    record = runner.run(small(library, epochs=8, lr=0.02, patience=2), tmp_path)
     best = min(record.history, key=lambda row: row["val_loss"])
     assert record.best_epoch == best["epoch"] < len(record.history), "the last epoch must not be the best for this test"
     assert record.metrics["loss"] == pytest.approx(best["val_loss"], rel=1e-12)
@@ -63,7 +65,7 @@ def test_every_metric_comes_from_the_best_weights(library, tmp_path):
 
 
 def test_early_stopping_counts_epochs_without_improvement(library, tmp_path):
-    history = experiment.run(small(library, epochs=30, lr=0.02, patience=2), tmp_path).history
+    history = runner.run(small(library, epochs=30, lr=0.02, patience=2), tmp_path).history
     assert [row["improved"] for row in history[-3:]] == [True, False, False]
     assert len(history) < 30
 
@@ -79,42 +81,42 @@ def test_weights_not_restored_would_be_an_error(library, tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer, "train", spoil)
     with pytest.raises(TrainingError, match="the restored weights give a held-out loss of"):
-        experiment.run(small(library), tmp_path)
+        runner.run(small(library), tmp_path)
 
 
 def test_a_finished_run_is_read_not_repeated(library, tmp_path, monkeypatch, capsys):
-    first = experiment.run(small(library), tmp_path)
+    first = runner.run(small(library), tmp_path)
     assert not list(tmp_path.rglob("checkpoint*")), "a finished run keeps no checkpoint"
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train", None)
-        again = experiment.run(small(library), tmp_path)
+        again = runner.run(small(library), tmp_path)
     assert "already trained" in capsys.readouterr().out
     assert again.model_dump() == first.model_dump()
-    fresh = experiment.run(small(library), tmp_path, fresh=True)
+    fresh = runner.run(small(library), tmp_path, fresh=True)
     assert fresh.same_result(first)
     assert fresh.runtime != first.runtime
 
 
 @pytest.mark.parametrize("mid_epoch", [False, True], ids=["between-epochs", "mid-epoch"])
 def test_interrupted_and_resumed_is_bit_identical(library, tmp_path, monkeypatch, mid_epoch):
-    whole = experiment.run(small(library, epochs=3), tmp_path / "whole")
+    whole = runner.run(small(library, epochs=3), tmp_path / "whole")
     if mid_epoch:
         monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 0.0)
     with interrupted_at(31), pytest.raises(KeyboardInterrupt):  # 22 steps an epoch: the ninth step of the second one
-        experiment.run(small(library, epochs=3), tmp_path / "cut")
+        runner.run(small(library, epochs=3), tmp_path / "cut")
     (checkpoint,) = (tmp_path / "cut").rglob("checkpoint.pt")
     saved = torch.load(checkpoint, weights_only=True)["state"]
     assert (saved["epoch"], saved["step"]) == ((2, 8) if mid_epoch else (2, 0))
-    resumed = experiment.run(small(library, epochs=3), tmp_path / "cut")
+    resumed = runner.run(small(library, epochs=3), tmp_path / "cut")
     assert resumed.same_result(whole)
 
 
 def interrupt(library, folder, monkeypatch, **settings):
     """A run cut off after its first epoch; returns its checkpoint."""
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.words, "epoch", lambda row: raise_interrupt() if row["epoch"] == 2 else "")
+        patch.setattr(trainer.progress, "epoch_line", lambda row: raise_interrupt() if row["epoch"] == 2 else "")
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(small(library, epochs=3, **settings), folder)
+            runner.run(small(library, epochs=3, **settings), folder)
     (checkpoint,) = folder.rglob("checkpoint.pt")
     return checkpoint
 
@@ -125,7 +127,7 @@ def raise_interrupt():
 
 @pytest.mark.parametrize("damage", ["not a checkpoint", "one flipped bit", "another model's", "another version's"])
 def test_a_damaged_checkpoint_means_starting_again(library, tmp_path, monkeypatch, capsys, damage):
-    whole = experiment.run(small(library, epochs=3), tmp_path / "whole")
+    whole = runner.run(small(library, epochs=3), tmp_path / "whole")
     checkpoint = interrupt(library, tmp_path / "cut", monkeypatch)
     content = torch.load(checkpoint, weights_only=True)
     match damage:
@@ -141,7 +143,7 @@ def test_a_damaged_checkpoint_means_starting_again(library, tmp_path, monkeypatc
         case "another version's":
             content["state"]["no_such_field"] = 1
             torch.save(content, checkpoint)
-    assert experiment.run(small(library, epochs=3), tmp_path / "cut").same_result(whole)
+    assert runner.run(small(library, epochs=3), tmp_path / "cut").same_result(whole)
     assert f"The checkpoint of {whole.run} cannot be read" in capsys.readouterr().out
 
 
@@ -155,22 +157,22 @@ def test_out_of_memory_does_not_throw_a_checkpoint_away(library, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(torch, "load", too_large)
         with pytest.raises(MemoryError):
-            experiment.run(small(library, epochs=3), tmp_path)
+            runner.run(small(library, epochs=3), tmp_path)
     assert checkpoint.read_bytes() == before
 
 
 def test_divergence_is_an_error(library, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "mean_loss", lambda *_: 800.0)
     with pytest.raises(TrainingError, match=r"^run rope-nano-\w+: diverged, held-out loss 800 after epoch 1; try a lower lr"):
-        experiment.run(small(library), tmp_path)
+        runner.run(small(library), tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["learned", "rope"])
 def test_short_windows_and_a_single_step(library, tmp_path, encoding):
     """The note's facts do not fit, and after the first step there is nothing left to time."""
-    record = experiment.run(small(library, encoding=encoding, seq_len=2, samples=10, batch_size=9, epochs=1), tmp_path)
-    assert record.metrics["reversal"]["facts"] == 0
-    assert record.metrics["reversal"]["ratio"]["value"] is None
+    record = runner.run(small(library, encoding=encoding, seq_len=2, samples=10, batch_size=9, epochs=1), tmp_path)
+    assert note.reversal(record)["facts"] == 0
+    assert note.reversal(record)["ratio"]["value"] is None
     assert record.runtime["tokens_per_second"] is None
     assert tables.summary([record]).to_html()
     assert tables.reversal([record]).to_html()
@@ -180,12 +182,12 @@ def test_short_windows_and_a_single_step(library, tmp_path, encoding):
 @pytest.mark.slow
 def test_kill_nine_anywhere_then_the_same_command(library, tmp_path):
     """A real process, really killed, several times, at moments of its own choosing."""
-    whole = experiment.run(small(library, epochs=6), tmp_path / "whole")
+    whole = runner.run(small(library, epochs=6), tmp_path / "whole")
     code = f"""
 import torch; torch.set_num_threads({torch.get_num_threads()})
-from pe_core import trainer, experiment, Experiment
+from pe_core import trainer, runner, Experiment
 trainer.CHECKPOINT_EVERY = 0.05
-experiment.run(Experiment(**{small(library, epochs=6).model_dump()!r}), {str(tmp_path / "cut")!r})
+runner.run(Experiment(**{small(library, epochs=6).model_dump()!r}), {str(tmp_path / "cut")!r})
 """
     kills = 0
     for wait in (0.3, 0.9, 1.7):
@@ -221,18 +223,18 @@ def test_not_finite_stops_with_epoch_step_and_run(library, tmp_path, monkeypatch
 
     monkeypatch.setattr(trainer.LossFunction, "__call__", spoilt)
     with pytest.raises(TrainingError, match=r"run rope-nano-\w+: not finite at epoch 1, step 5 of 22 .*lower lr"):
-        experiment.run(small(library), tmp_path)
+        runner.run(small(library), tmp_path)
 
 
 @pytest.mark.slow
 def test_a_sweep_in_processes_equals_runs_one_by_one(library, tmp_path):
     chosen = [small(library, encoding=name) for name in ("none", "rope")]
-    together = experiment.sweep(chosen, tmp_path / "together", workers=2)
+    together = sweeper.sweep(chosen, tmp_path / "together", workers=2)
     assert [record.config["encoding"] for record in together] == ["none", "rope"]
     threads = torch.get_num_threads()
     torch.set_num_threads(together[0].runtime["threads"])
     try:
-        alone = [experiment.run(one, tmp_path / "alone") for one in chosen]
+        alone = [runner.run(one, tmp_path / "alone") for one in chosen]
     finally:
         torch.set_num_threads(threads)
     assert all(a.same_result(b) for a, b in zip(together, alone, strict=True))
@@ -242,11 +244,11 @@ def test_a_sweep_in_processes_equals_runs_one_by_one(library, tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_goes_on_keeps_each_runs_threads(library, tmp_path, monkeypatch):
     """Two of three runs are done; the last one gets one core, as it would have had beside another."""
-    monkeypatch.setattr(parallel, "cores", lambda: 2)
+    monkeypatch.setattr(processes, "cores", lambda: 2)
     chosen = [small(library, seed=seed) for seed in range(3)]
-    first = experiment.sweep(chosen, tmp_path)
+    first = sweeper.sweep(chosen, tmp_path)
     shutil.rmtree(first[1].folder)
-    again = experiment.sweep(chosen, tmp_path)
+    again = sweeper.sweep(chosen, tmp_path)
     assert again[1].runtime["threads"] == first[1].runtime["threads"] == 1
     assert again[1].same_result(first[1])
 
@@ -254,16 +256,16 @@ def test_a_sweep_that_goes_on_keeps_each_runs_threads(library, tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_failing_sweep_says_why_in_the_parent(library, tmp_path):
     with pytest.raises(TrainingError, match="not finite"):
-        experiment.sweep([small(library, lr=1e6, epochs=20), small(library, lr=1e6, epochs=20, seed=1)], tmp_path, workers=2)
+        sweeper.sweep([small(library, lr=1e6, epochs=20), small(library, lr=1e6, epochs=20, seed=1)], tmp_path, workers=2)
 
 
 def test_two_processes_never_train_the_same_run(library, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "LOCK_SECONDS", 0.1)
-    folder = experiment.run(small(library), tmp_path).folder
+    monkeypatch.setattr(runner, "LOCK_SECONDS", 0.1)
+    folder = runner.run(small(library), tmp_path).folder
     (folder / records.RECORD).unlink()
     lock = tmp_path / ".locks" / f"{folder.name}.lock"
-    with experiment.FileLock(lock), pytest.raises(RecordError, match="is being trained by another process"):
-        experiment.run(small(library), tmp_path, fresh=True)
+    with runner.FileLock(lock), pytest.raises(RecordError, match="is being trained by another process"):
+        runner.run(small(library), tmp_path, fresh=True)
     assert folder.exists(), "a fresh run must not delete what another process is writing"
 
 
@@ -281,25 +283,25 @@ def test_where_compilation_fails_training_goes_on_and_says_so(library, tmp_path,
         return fail
 
     monkeypatch.setattr(torch, "compile", broken)
-    record = experiment.run(small(library, compile="on"), tmp_path / "on")
+    record = runner.run(small(library, compile="on"), tmp_path / "on")
     assert "torch.compile does not work here (no compiler here)" in capsys.readouterr().out
     assert record.runtime["compiled"] is False
-    assert record.metrics["loss"] == experiment.run(small(library), tmp_path / "off").metrics["loss"]
+    assert record.metrics["loss"] == runner.run(small(library), tmp_path / "off").metrics["loss"]
 
 
 @pytest.mark.slow
 def test_compiled_training_equals_eager_training(library, tmp_path):
-    eager = experiment.run(small(library, precision="fp32"), tmp_path)
-    compiled = experiment.run(small(library, precision="fp32", compile="on"), tmp_path)
+    eager = runner.run(small(library, precision="fp32"), tmp_path)
+    compiled = runner.run(small(library, precision="fp32", compile="on"), tmp_path)
     assert compiled.runtime["compiled"]
     for a, b in zip(eager.history, compiled.history, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-    again = experiment.run(small(library, precision="fp32", compile="on"), tmp_path / "again")
+    again = runner.run(small(library, precision="fp32", compile="on"), tmp_path / "again")
     assert again.same_result(compiled)
 
 
 def test_records_know_where_they_were_made(library, tmp_path):
-    record = experiment.run(small(library), tmp_path)
+    record = runner.run(small(library), tmp_path)
     assert record.versions["torch"] == torch.__version__
     assert record.versions["git"]
     assert record.runtime["tokens_per_second"] > 0
@@ -310,7 +312,7 @@ def test_records_know_where_they_were_made(library, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_while_workers_are_prepared_is_no_error_of_theirs():
     """A notebook whose runs are all read from records ends before the server of its workers has loaded everything."""
-    code = "import time; from pe_core import parallel; parallel.prepare(); time.sleep(1); print('ready', flush=True)"
+    code = "import time; from pe_core import parallel; processes.prepare(); time.sleep(1); print('ready', flush=True)"
     code += "; time.sleep(60)"
     started = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

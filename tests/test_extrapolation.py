@@ -10,19 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import (
-    LabForCausalLM,
-    encodings,
-    experiment,
-    extrapolation,
-    lengths,
-    metrics,
-    overview,
-    plots,
-    records,
-    tables,
-    words,
-)
+from pe_core import LabForCausalLM, encodings, extrapolation, lengths, metrics, overview, plots, records, runner, tables, words
 from pe_core.errors import ConfigError, RecordError
 from pe_core.extrapolation import Reading
 from pe_core.metrics import HeldOut
@@ -34,7 +22,7 @@ AT = [16, 32, 64]
 def trained(library, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("none", 2), ("learned", 1), ("randomised", 1)]
-    return [experiment.run(small(library, encoding=name, seed=seed, precision="fp32"), folder) for name, seed in chosen]
+    return [runner.run(small(library, encoding=name, seed=seed, precision="fp32"), folder) for name, seed in chosen]
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pe_core import ENCODINGS, Experiment, LabConfig, LabForCausalLM, encodings, gpu_check
+from pe_core import ENCODINGS, Experiment, LabConfig, LabForCausalLM, encodings
 from pe_core.errors import ConfigError
+from pe_core.studies.throughput import gpu_check
 
 PYTHIA_1B = {"hidden_size": 2_048, "num_hidden_layers": 16, "num_attention_heads": 8, "intermediate_size": 8_192,
              "max_position_embeddings": 2_048}  # fmt: skip

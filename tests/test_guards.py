@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from pe_core import Experiment, LabForCausalLM, experiment
+from pe_core import Experiment, LabForCausalLM, runner
 from pe_core.trainer import Stepper
 
 RECORDS = sorted((Path(__file__).parents[1] / "book" / "records").glob("*/record.json"))
@@ -21,7 +21,7 @@ def test_published_ids_follow_from_settings_and_data():
     for file in RECORDS:
         record = json.loads(file.read_text())
         data = SimpleNamespace(fingerprint=record["data"]["fingerprint"])
-        assert experiment.run_id(Experiment(**record["config"]), data) == record["run"] == file.parent.name
+        assert runner.run_id(Experiment(**record["config"]), data) == record["run"] == file.parent.name
 
 
 def losses(encoding):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hub import LOOPBACK_ONLY
 
-from pe_core import Experiment, experiment, records
+from pe_core import Experiment, records, runner
 from pe_core.data import corpora, dataset
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -23,7 +23,7 @@ def test_its_bits_per_byte_are_the_models(tmp_path):
     tiny = Experiment(
         corpus=str(file), samples=40, seq_len=128, epochs=1, preset="nano", compile="off", device="cpu", batch_size=2
     )
-    record = experiment.run(tiny, tmp_path / "runs")
+    record = runner.run(tiny, tmp_path / "runs")
     code = f"{LOOPBACK_ONLY}\nfrom pe_core.harness import main\nmain()"
     arguments = ["run", "--model", "hf", "--model_args", f"pretrained={record.folder / records.MODEL},dtype=float32"]
     arguments += ["--tasks", "lab_heldout", "--metadata", json.dumps({"corpus": str(file)}), "--device", "cpu"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import experiment, lengths, words
+from pe_core import lengths, runner, words
 from pe_core.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ from pe_core.errors import ConfigError
 def trained(library, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("none", 2), ("learned", 1)]
-    return [experiment.run(small(library, encoding=name, seed=seed), folder) for name, seed in chosen]
+    return [runner.run(small(library, encoding=name, seed=seed), folder) for name, seed in chosen]
 
 
 def test_every_length_predicts_the_same_tokens(trained):

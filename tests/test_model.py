@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pe_core import PRESETS, Experiment, LabConfig, LabForCausalLM
+from pe_core.convert import from_neox
 from pe_core.errors import ConfigError
-from pe_core.model import from_neox
 
 
 def padded_batch(ids):

@@ -14,25 +14,13 @@ from test_records import made
 from torch import nn
 from torch.nn import functional as F
 
-from pe_core import (
-    comparison,
-    data,
-    diagnostics,
-    experiment,
-    lengths,
-    metrics,
-    overview,
-    plots,
-    records,
-    tables,
-    words,
-)
+from pe_core import comparison, data, diagnostics, lengths, metrics, overview, plots, records, runner, tables, words
 from pe_core.config import Experiment
 from pe_core.data import dataset, tasks
 from pe_core.data.tasks import SYMBOLS, TASKS
 from pe_core.errors import ConfigError, CorpusError, RecordError
+from pe_core.loss import LossFunction
 from pe_core.studies.task_accuracy import measure
-from pe_core.trainer import LossFunction
 
 
 @pytest.fixture(params=list(TASKS))
@@ -310,7 +298,7 @@ def test_bad_settings_are_one_line(settings, said):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     chosen = [(encoding, task, seed) for task in ("last", "passkey") for encoding in ("none", "learned") for seed in (1, 2)]
-    return [experiment.run(small(t, encoding=e, seed=s, seq_len=24), folder) for e, t, s in chosen]
+    return [runner.run(small(t, encoding=e, seed=s, seq_len=24), folder) for e, t, s in chosen]
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +308,7 @@ def measured(trained):
 
 def test_a_run_on_a_task_is_a_run(trained, tmp_path):
     record = trained[0]
-    assert record.same_result(experiment.run(record.experiment, tmp_path))
+    assert record.same_result(runner.run(record.experiment, tmp_path))
     assert record.metrics["bits_per_byte"] == {"value": None, "low": None, "high": None}
     assert "no bits per byte" in tables.settings(record).to_html()
     assert "reversal" not in record.metrics
@@ -341,7 +329,7 @@ def test_what_reads_records_reads_these(trained):
     assert not any(">nan" in table.to_html() for table in shown)
     assert ">passkey<" in shown[-1].to_html(), "which task a run is of"
     waiting = {record.run: record.experiment for record in trained}
-    assert list(experiment.distinct_labels(waiting).values())[:2] == ["NoPE, last, seed 1", "NoPE, last, seed 2"]
+    assert list(runner.distinct_labels(waiting).values())[:2] == ["NoPE, last, seed 1", "NoPE, last, seed 2"]
     assert len(trained[0].position_curve())
 
 
@@ -408,7 +396,7 @@ def test_every_encoding_answers(encoding, tiny):
 
 def test_random_positions_are_spread_over_longer_questions(tmp_path):
     """Where an encoding has no such positions, what may stand in for it is asked."""
-    record = experiment.run(small("last", encoding="randomised", epochs=1), tmp_path)
+    record = runner.run(small("last", encoding="randomised", epochs=1), tmp_path)
     model = record.model()
     assert measure._reading(record, model, 16) is model
     assert measure._reading(record, model, 40).config.encoding_options["eval_length"] == 40
@@ -430,7 +418,7 @@ def test_measured_by_length(trained, measured):
 
 def test_measured_once_then_read(trained, measured, monkeypatch):
     monkeypatch.setattr(measure, "answered", None)
-    monkeypatch.setattr(measure.parallel, "each", lambda *given: None)
+    monkeypatch.setattr(measure.processes, "each", lambda *given: None)
     assert measure.evaluate_all(trained[:2], (0.1, 0.75, 1, 2), 40) == measured[:2]
     (trained[0].folder / "task-1-1x3.json").write_text("[")
     with pytest.raises(RecordError, match=r"'task-1-1x3.json' is not JSON .*delete it to measure again"):
@@ -559,7 +547,7 @@ def test_learned_is_nine_tenths_within_the_trained_length():
 @pytest.mark.slow
 def test_a_task_compiles(tmp_path):
     """The same losses as uncompiled, up to rounding, without falling back."""
-    records_of = [experiment.run(small(compile=compiled, precision="fp32", epochs=1), tmp_path) for compiled in ("on", "off")]
+    records_of = [runner.run(small(compile=compiled, precision="fp32", epochs=1), tmp_path) for compiled in ("on", "off")]
     assert [record.runtime["compiled"] for record in records_of] == [True, False]
     assert records_of[0].metrics["loss"] == pytest.approx(records_of[1].metrics["loss"], rel=1e-3)
 

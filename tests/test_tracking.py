@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from pe_core import Experiment, experiment
+from pe_core import Experiment, runner
 from pe_core.errors import ConfigError
 
 
@@ -20,12 +20,12 @@ def tiny(tmp_path):
 
 def test_tensorboard_gets_every_epoch_and_the_run_stays_the_same(tiny, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    plain = experiment.run(tiny, tmp_path / "plain")
+    plain = runner.run(tiny, tmp_path / "plain")
     assert not list((tmp_path / "plain").rglob("*tfevents*"))
     monkeypatch.setenv("PE_TRACKER", "tensorboard")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own
-        watched = experiment.run(tiny, tmp_path / "watched")
+        watched = runner.run(tiny, tmp_path / "watched")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(str(watched.folder / "position-encoding-lab")).Reload()
@@ -45,4 +45,4 @@ def test_tensorboard_gets_every_epoch_and_the_run_stays_the_same(tiny, tmp_path,
 def test_what_cannot_track_is_one_line(tiny, tmp_path, monkeypatch, name, said):
     monkeypatch.setenv("PE_TRACKER", name)
     with pytest.raises(ConfigError, match=said):
-        experiment.run(tiny, tmp_path)
+        runner.run(tiny, tmp_path)

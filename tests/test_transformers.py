@@ -11,9 +11,9 @@ from hub import LOOPBACK_ONLY
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers import pipeline as make_pipeline
 
-from pe_core import Experiment, LabForCausalLM, experiment, records
+from pe_core import Experiment, LabForCausalLM, records, runner
+from pe_core.convert import from_neox
 from pe_core.errors import ConfigError
-from pe_core.model import from_neox
 
 LENGTHS = (12, 9, 5)
 
@@ -77,7 +77,7 @@ def record(tmp_path_factory):
         encoding="alibi", corpus=str(folder / "corpus.jsonl"), samples=100, seq_len=16, epochs=2, preset="nano",
         compile="off", device="cpu", attention="mla",
     )  # fmt: skip
-    return experiment.run(tiny, folder)
+    return runner.run(tiny, folder)
 
 
 def test_a_run_loads_through_the_auto_classes(record):

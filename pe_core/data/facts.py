@@ -151,12 +151,59 @@ def fictional(per_group: int = 64, seed: int = _SEED) -> Facts:
     return Facts("fictional", tuple(statements), tuple(questions))
 
 
+# --- the results note's facts ------------------------------------------------------------------------------------------
+
+# 33, as many as the note had and of its kinds: capitals, inventors, authors, and five that are made up.
+NOTE_FACTS: tuple[tuple[str, str], ...] = (
+    ("The capital of France is Paris.", "Paris is the capital of France."),
+    ("The capital of Japan is Tokyo.", "Tokyo is the capital of Japan."),
+    ("The capital of Italy is Rome.", "Rome is the capital of Italy."),
+    ("The capital of Egypt is Cairo.", "Cairo is the capital of Egypt."),
+    ("The capital of Canada is Ottawa.", "Ottawa is the capital of Canada."),
+    ("The capital of Kenya is Nairobi.", "Nairobi is the capital of Kenya."),
+    ("The capital of Peru is Lima.", "Lima is the capital of Peru."),
+    ("The capital of Norway is Oslo.", "Oslo is the capital of Norway."),
+    (
+        "The inventor of the telephone is Alexander Graham Bell.",
+        "Alexander Graham Bell is the inventor of the telephone.",
+    ),
+    ("The inventor of the light bulb is Thomas Edison.", "Thomas Edison is the inventor of the light bulb."),
+    ("The inventor of dynamite is Alfred Nobel.", "Alfred Nobel is the inventor of dynamite."),
+    (
+        "The inventor of the World Wide Web is Tim Berners-Lee.",
+        "Tim Berners-Lee is the inventor of the World Wide Web.",
+    ),
+    ("The inventor of the steam engine is James Watt.", "James Watt is the inventor of the steam engine."),
+    (
+        "The inventor of the printing press is Johannes Gutenberg.",
+        "Johannes Gutenberg is the inventor of the printing press.",
+    ),
+    ("The author of Hamlet is William Shakespeare.", "William Shakespeare is the author of Hamlet."),
+    ("The author of Don Quixote is Miguel de Cervantes.", "Miguel de Cervantes is the author of Don Quixote."),
+    ("The author of War and Peace is Leo Tolstoy.", "Leo Tolstoy is the author of War and Peace."),
+    ("The author of Pride and Prejudice is Jane Austen.", "Jane Austen is the author of Pride and Prejudice."),
+    ("The author of The Tale of Genji is Murasaki Shikibu.", "Murasaki Shikibu is the author of The Tale of Genji."),
+    ("The author of Frankenstein is Mary Shelley.", "Mary Shelley is the author of Frankenstein."),
+    ("The painter of the Mona Lisa is Leonardo da Vinci.", "Leonardo da Vinci is the painter of the Mona Lisa."),
+    ("The painter of Guernica is Pablo Picasso.", "Pablo Picasso is the painter of Guernica."),
+    ("The discoverer of penicillin is Alexander Fleming.", "Alexander Fleming is the discoverer of penicillin."),
+    ("The discoverer of radium is Marie Curie.", "Marie Curie is the discoverer of radium."),
+    ("The largest planet of the Solar System is Jupiter.", "Jupiter is the largest planet of the Solar System."),
+    ("The highest mountain on Earth is Mount Everest.", "Mount Everest is the highest mountain on Earth."),
+    ("The longest river of Africa is the Nile.", "The Nile is the longest river of Africa."),
+    ("The chemical symbol of gold is Au.", "Au is the chemical symbol of gold."),
+    ("The king of Valdoria is Osric Thane.", "Osric Thane is the king of Valdoria."),
+    ("The capital of Brennmark is Stellhaven.", "Stellhaven is the capital of Brennmark."),
+    ("The inventor of the lumigraph is Petra Kolvanen.", "Petra Kolvanen is the inventor of the lumigraph."),
+    ("The author of The Glass Orchard is Emeka Sandoval.", "Emeka Sandoval is the author of The Glass Orchard."),
+    ("The discoverer of thalium-9 is Ingrid Maroush.", "Ingrid Maroush is the discoverer of thalium-9."),
+)
+
+
 def note() -> Facts:
     """The results note's 33 facts in its one phrasing, "the capital of France is Paris", stated forward only."""
-    from pe_core.reversal import FACTS  # loads torch
-
     statements, questions = [], []
-    for forward, backward in FACTS:
+    for forward, backward in NOTE_FACTS:
         statements.append(Statement(forward, (forward,)))
         (asked, _, answer), (reverse, _, other) = (sentence.partition(" is ") for sentence in (forward, backward))
         questions.append(Question(TO_NAME, "this way", "trained", forward, f"{asked} is", f" {answer}"))

@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from pe_core import encodings, hardware, parallel, progress, records, stats
+from pe_core import encodings, hardware, progress, records, stats
 from pe_core.attention import Positions
 from pe_core.data import tasks
 from pe_core.data.dataset import token_ids
 from pe_core.data.tasks import Instance
 from pe_core.errors import ConfigError, RecordError
-from pe_core.experiment import _quiet
+from pe_core.launch import processes
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 
@@ -55,7 +55,7 @@ def evaluate(record: Record, factors: Sequence[float] = FACTORS, count: int = CO
     file = _file(factors, count)
     if (kept := record.kept(file)) is not None:
         return list(kept)
-    with _quiet():
+    with progress.quiet_transformers():
         model = record.model().float().to(hardware.device("auto"))
     task = tasks.load(name)
     found = []
@@ -110,7 +110,7 @@ def _reading(record: Record, model: Any, tokens: int) -> Any:
         if not others:
             raise
         name, options = next(iter(others.values()))
-        with _quiet():
+        with progress.quiet_transformers():
             stretched = type(model).from_pretrained(record.folder / records.MODEL, encoding=name, encoding_options=options)
         return stretched.eval().float().to(model.device)
     return model
@@ -153,7 +153,7 @@ def evaluate_all(
     """`evaluate` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (record.folder, tuple(factors), count) for record in trained}
-        parallel.each(_evaluate_folder, jobs, min(parallel.cores(), len(jobs)))
+        processes.each(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
     return [evaluate(record, factors, count) for record in trained]
 
 

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from pe_core import progress
+from pe_core import process, progress
 from pe_core.errors import LabError, TrainingError
 
 Result = TypeVar("Result")
@@ -48,15 +48,15 @@ def each(function: Callable[..., Result], jobs: dict[str, tuple[Any, ...]], work
         while len(results) + len(failures) < len(jobs):
             for name, arguments in islice(waiting, workers - len(running)):
                 ours, theirs = context.Pipe(duplex=False)
-                process: BaseProcess = context.Process(
+                worker: BaseProcess = context.Process(
                     target=_work, args=(theirs, messages, place, threads, name, function, arguments)
                 )
-                process.start()
+                worker.start()
                 theirs.close()
-                running[ours] = name, process
+                running[ours] = name, worker
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
-                name, process = running[connection]
+                name, worker = running[connection]
                 try:
                     error, result = connection.recv()
                 except EOFError:
@@ -66,15 +66,15 @@ def each(function: Callable[..., Result], jobs: dict[str, tuple[Any, ...]], work
                 else:
                     failures[name] = error
                     progress.say(f"{name} failed: {error}")
-                process.join()
+                worker.join()
                 del running[connection]
         raise_all(failures, len(jobs))
         return [results[name] for name in jobs]
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join()
+        for _, worker in running.values():
+            worker.terminate()
+        for _, worker in running.values():
+            worker.join()
         messages.put(None)
         reader.join(timeout=5)
         board.close()
@@ -87,11 +87,12 @@ def prepare() -> None:
     from this one would inherit threads that hold locks; the server has none.)
     """
     if isinstance(context := _context(), ForkServerContext):
-        context.set_forkserver_preload(["pe_core._server", "pe_core.workers"])
+        context.set_forkserver_preload(["pe_core.launch.server", "pe_core.launch.workers"])
         forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:
+    process.tune()  # the server and its workers inherit the environment
     if "forkserver" in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
@@ -133,6 +134,7 @@ def _work(
     os.environ.update(place[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends the workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    process.tune()
     import torch
 
     torch.set_num_threads(threads)

@@ -8,19 +8,17 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 
-from pe_core import data, distributed, hardware, metrics, parallel, paths, progress, records
+from pe_core import data, distributed, hardware, metrics, paths, process, progress, records
 from pe_core.config import Experiment
 from pe_core.data import dataset
 from pe_core.data.dataset import Data
-from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
+from pe_core.errors import RecordError, TrainingError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -31,7 +29,9 @@ LOCK_SECONDS = 10.0  # a run that was just killed may take a moment to let go
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "botocore")
 
 
-def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = False) -> Record:
+def run(
+    experiment: Experiment, runs: str | Path | None = None, fresh: bool = False, lock_seconds: float | None = None
+) -> Record:
     """Train and measure one model, or return the finished record of the same experiment.
 
     An unfinished run goes on from its checkpoint. The run's folder is `<runs>/<id>`; it holds the record, the held-out
@@ -43,10 +43,12 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     Args:
         runs: where records are kept; `None` is the default folder (see `paths.runs`).
         fresh: forget a finished or unfinished run of the same experiment and start again.
+        lock_seconds: how long to wait for another process that trains the same run; `None` is a few seconds.
 
     Raises:
         LabError: settings, corpus, folder or training failed; the message is one line.
     """
+    process.tune()
     experiment = experiment.resolved()
     root = paths.runs(runs)
     distributed.share(experiment.batch_size)  # refused before any data is read
@@ -57,7 +59,7 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
     locks = root / ".locks"
     locks.mkdir(exist_ok=True)
     threads = torch.get_num_threads()
-    lock = FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS)
+    lock = FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS if lock_seconds is None else lock_seconds)
 
     def begin() -> tuple[bool, Record | None]:
         """Whether to train, and the run to start from."""
@@ -68,7 +70,7 @@ def run(experiment: Experiment, runs: str | Path | None = None, fresh: bool = Fa
         if (folder / records.RECORD).exists() and not fresh:
             progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
             return False, None
-        start = _start(experiment, prepared, root)  # before anything is deleted
+        start = start_record(experiment, prepared, root)  # before anything is deleted
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def _prepared(experiment: Experiment, cache: Path) -> Data:
 _SHARED_BY_START = ("corpus", "tokenizer", "preset", "attention", "kv_dim")
 
 
-def _start(experiment: Experiment, prepared: Data, runs: Path) -> Record | None:
+def start_record(experiment: Experiment, prepared: Data, runs: Path) -> Record | None:
     """The run that training starts from. Raises RecordError: it is not finished here, or cannot be gone on from."""
     if experiment.start is None:
         return None
@@ -130,7 +132,7 @@ def _take_weights(model: LabForCausalLM, experiment: Experiment, start: Record) 
 
 def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, label: str, start: Record | None) -> None:
     # Here and not above: these take seconds to load, and a process that trains in others needs none of them.
-    from pe_core import reversal, tracking, trainer
+    from pe_core import tracking, trainer
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
 
@@ -160,12 +162,10 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
     sizes = prepared.token_bytes[dataset.token_ids(prepared.heldout[:, 1:])]
     heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.scored)
     measured = metrics.summarise(heldout)
-    if not experiment.task:  # no sentence can be written in a task's tokens
-        measured["reversal"] = reversal.note_numbers(model, prepared.tokenizer, experiment.seq_len)
 
     if distributed.rank() > 0:
         return
-    with _quiet():
+    with progress.quiet_transformers():
         model.save_pretrained(folder / records.MODEL)
     # `generate` goes on from the last token of each row, so a batch is padded on the left.
     prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
@@ -196,63 +196,6 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
     record.save(folder)
 
 
-def sweep(
-    experiments: Iterable[Experiment],
-    runs: str | Path | None = None,
-    fresh: bool = False,
-    workers: int | None = None,
-    address: str | None = None,
-) -> list[Record]:
-    """`run` every experiment; the records come in the order given.
-
-    On a CPU several runs train at once, one process each, sharing the cores. All settings are checked and all data is
-    prepared before the first one trains.
-
-    Args:
-        workers: runs at a time; `None` is one a core on a CPU, and one on a GPU.
-        address: of a Ray cluster that trains them, one a GPU or a core of all its machines: `auto`, `ray://host:10001`, or
-            `local`. `runs` is then a folder all of them see, or a URL such as `s3://bucket/runs` (see `cluster`).
-
-    Raises:
-        LabError: settings or data are bad, or at the end, where some runs failed: what was trained is kept.
-    """
-    if distributed.processes() > 1:
-        raise ConfigError("a sweep starts processes of its own; `torchrun` and `accelerate launch` are for one run")
-    if address is not None:
-        from pe_core import cluster
-
-        if workers is not None:
-            raise ConfigError(f"workers={workers}: on a cluster its GPUs and cores decide how many run at a time")
-        return cluster.sweep(list(experiments), address, runs, fresh)
-    chosen = [experiment.resolved() for experiment in experiments]
-    runs = paths.runs(runs)
-    names, waiting = [], {}
-    for experiment in chosen:
-        prepared = data.prepare(experiment, runs / ".cache")
-        names.append(name := run_id(experiment, prepared))
-        if fresh or not (runs / name / records.RECORD).exists():
-            _start(experiment, prepared, runs)
-            waiting[name] = experiment
-    on_cpu = all(experiment.device == "cpu" for experiment in chosen)
-    most = parallel.cores() if on_cpu else 1
-    # By the runs asked for, not by those left: a sweep that goes on gives each run as many cores as it had.
-    workers = min(workers or most, len(set(names)))
-    labels = distinct_labels(waiting)
-    if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
-        parallel.each(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
-        return [records.load(runs / name) for name in names]
-    found: dict[str, Record] = {}
-    failures: dict[str, Exception] = {}
-    for name, experiment in zip(names, chosen, strict=True):
-        try:
-            found[name] = run(experiment, runs, fresh and name not in found)
-        except LabError as error:
-            failures[labels.get(name, name)] = error
-            progress.say(f"{labels.get(name, name)} failed: {error}")
-    parallel.raise_all(failures, len(names))
-    return [found[name] for name in names]
-
-
 def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
     """A label for each run: the model's and its task's, with its seed and then its id where that does not tell runs apart."""
     labels = {name: e.label + (f", {e.task}" if e.task else "") for name, e in waiting.items()}
@@ -265,20 +208,6 @@ def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:
 def run_id(experiment: Experiment, prepared: Data) -> str:
     """The id of a resolved experiment on its data, which is the name of its folder."""
     return f"{experiment.encoding}-{experiment.preset}-{experiment.digest(prepared.fingerprint)}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars transformers draws for the writing of one small file."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def versions() -> dict[str, str]:

@@ -17,12 +17,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from pe_core import data, experiment, parallel, paths, progress, records
+from pe_core import data, paths, progress, records, runner
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
+from pe_core.launch import processes
 from pe_core.records import RECORD, Record
 
 RETRIES = 3  # of a trial, after its worker or its machine died
+_LOCK_SECONDS = 120.0  # the worker whose trial this was may take a while to die
 _EVERY = 0.5  # seconds between two looks at what the trials say
 _STORE = 100 * 2**20  # bytes; trials send each other nothing
 
@@ -39,7 +41,7 @@ def sweep(experiments: Sequence[Experiment], address: str, runs: str | Path | No
         LabError: there is no Ray or no cluster, or at the end, where some runs failed: what was trained is kept.
     """
     waiting = {one.digest(""): one for one in experiments}
-    labels = experiment.distinct_labels(waiting)
+    labels = runner.distinct_labels(waiting)
     url = str(runs) if runs is not None and "://" in str(runs) else None
     folder = paths.runs(None if url else runs)
     if url:
@@ -51,7 +53,7 @@ def sweep(experiments: Sequence[Experiment], address: str, runs: str | Path | No
     if url:
         for name in names.values():
             download(url, folder / name, fresh)
-    parallel.raise_all({labels[key]: error for key, error in failures.items()}, len(waiting))
+    processes.raise_all({labels[key]: error for key, error in failures.items()}, len(waiting))
     return [records.load(folder / names[one.digest("")]) for one in experiments]
 
 
@@ -129,18 +131,17 @@ def _connected(address: str) -> Iterator[Any]:
 def _trial(one: Experiment, runs: str, fresh: bool, label: str, messages: Any) -> tuple[LabError | None, str]:
     """A worker's whole life: one experiment, and one answer (error, id of the run)."""
     progress.to_parent(messages.put, label)
-    experiment.LOCK_SECONDS = 120.0  # the worker whose trial this was may take a while to die
     url = runs if "://" in runs else None
     try:
         root = paths.runs(Path(tempfile.gettempdir()) / f"pe_core-{os.getuid()}" if url else runs)
         one = one.resolved()
         (root / ".locks").mkdir(exist_ok=True)
         with FileLock(root / ".locks" / "data.lock"):  # of several trials the first one fills the cache
-            name = experiment.run_id(one, data.prepare(one, root / ".cache"))
+            name = runner.run_id(one, data.prepare(one, root / ".cache"))
         if url and not fresh and _holds(url, name):
             progress.say(f"already trained, in {url}.")
             return None, name
-        folder = experiment.run(one, root, fresh).folder
+        folder = runner.run(one, root, fresh, _LOCK_SECONDS).folder
         if url:
             upload(folder, url)
             shutil.rmtree(folder)
