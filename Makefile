@@ -30,7 +30,7 @@ nope: .venv/.ready  ## train RoPE and NoPE, show what differs (SAMPLES=1000 for 
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/nope.ipynb runs/nope.ipynb -p samples $(SAMPLES) $(PARAMS)
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html --no-input runs/nope.ipynb
-	@$(BIN)/python -m pe_core.publish show runs/nope.ipynb
+	@$(BIN)/python -m pe_core.site.publish show runs/nope.ipynb
 	@echo "Tables and figures: runs/nope.html"
 
 test: .venv/.ready  ## the tests (a few minutes)
@@ -52,9 +52,9 @@ book: .venv/.ready  ## build the site
 experiments: .venv/.ready  ## run every notebook into the book, as published (or those of NOTEBOOKS)
 	@for notebook in $(NOTEBOOKS); do \
 	  $(BIN)/papermill $$notebook book/experiments/$$(basename $$notebook) $(PARAMS) || exit 1; done
-	$(BIN)/python -m pe_core.publish clean $(PAGES)
-	$(BIN)/python -m pe_core.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
-	$(BIN)/python -m pe_core.publish records runs book/records $(PAGES)
+	$(BIN)/python -m pe_core.site.publish clean $(PAGES)
+	$(BIN)/python -m pe_core.site.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
+	$(BIN)/python -m pe_core.site.publish records runs book/records $(PAGES)
 	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
 	@$(MAKE) --no-print-directory pages
 
@@ -63,7 +63,7 @@ site-check: .venv/.ready  ## open every page of the site in headless Chromium (t
 	$(BIN)/pytest -m slow tests/test_site.py
 
 pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
-	$(BIN)/python -m pe_core.pages $(ENCODINGS)
+	$(BIN)/python -m pe_core.site.pages $(ENCODINGS)
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -3,7 +3,7 @@
 Every contender trains the same shape (Pythia architecture, RoPE 25 %, AdamW, clipped gradients) on the same random
 tokens. They take turns within one run (A B C A B C …), each in a process of its own, so that drift of the machine meets
 all alike; medians and ratios are what counts. The limit is measured the same way: the matrix products of one step, and
-nothing else, of the very shapes the step needs. `pe_core.speed` says what the record means.
+nothing else, of the very shapes the step needs. `pe_core.studies.throughput.measure` says what the record means.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pe_core import hardware, process, records, speed
+from pe_core import hardware, process, records
 from pe_core.config import PRESETS, Experiment
 from pe_core.encodings import ENCODINGS
 from pe_core.launch import processes
+from pe_core.studies.throughput import measure as throughput
 
 # A step takes a batch of token ids (B, T + 1) and trains on it once.
 Step = Callable[[torch.Tensor], None]
@@ -305,7 +306,8 @@ def start_up() -> list[dict[str, Any]]:
     rows = [{"what": "import pe_core", "seconds": _seconds("import pe_core")}]
     code = """
 import time; began = time.time()
-from pe_core import Experiment, notebook, sweep
+from pe_core import Experiment, sweep
+from pe_core.report import notebook
 notebook.begin()
 if __name__ == "__main__":
     (record,) = sweep([Experiment(samples=100, epochs=1)])
@@ -386,7 +388,7 @@ def main() -> None:
     }
     output = arguments.output or paths.runs() / "throughput.json"
     output.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n" + speed.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
+    print("\n" + throughput.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
     print(f"\nRecord: {output}")
 
 

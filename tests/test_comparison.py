@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from test_records import made
 
-from pe_core import Experiment, comparison, metrics, plots, recipes, records, tables, words
+from pe_core import Experiment, comparison, metrics, recipes, records
 from pe_core.errors import ConfigError, RecordError
+from pe_core.report import claims, figures, tables
 
 
 @pytest.fixture
@@ -83,27 +84,27 @@ def test_frame_sentences_tables_and_figures(trained):
     assert math.isnan(table.percent["RoPE"])
     assert table.differs.to_dict() == {"RoPE": False, "NoPE": True, "ALiBi": False}
     assert table.perplexity["NoPE"] == pytest.approx(np.mean([r.metrics["perplexity"]["value"] for r in found["NoPE"]]))
-    said = words.ranking(table, "RoPE")
+    said = claims.ranking(table, "RoPE")
     assert "Found worse than RoPE: NoPE +35.0 %" in said
     assert "**No difference found** from RoPE: ALiBi " in said
     assert "Holm's correction for 2 comparisons" in said
     assert "single seed" not in said
-    said = words.cost_of_no_position(found)
+    said = claims.cost_of_no_position(found)
     assert re.search(r"^Without position .* \d+ % above the best, ALiBi \(95 % interval \d+\.\d to \d+\.\d %\)\.$", said)
-    assert words.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
-    assert words.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
+    assert claims.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
+    assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
     shown = tables.comparison(table, "RoPE").to_html()
     assert shown.index("ALiBi") < shown.index("NoPE")
     assert "rope-1" in tables.runs(trained).to_html()
-    looks = plots.looks(records.frame(trained))
-    for figure in (plots.forest(table, "RoPE"), plots.learning_curves(records.history(trained), looks),
-                   plots.position_curves(comparison.curves(found), looks)):  # fmt: skip
+    looks = figures.looks(records.frame(trained))
+    for figure in (figures.forest(table, "RoPE"), figures.learning_curves(records.history(trained), looks),
+                   figures.position_curves(comparison.curves(found), looks)):  # fmt: skip
         assert figure.axes
-        plots.plt.close(figure)
+        figures.plt.close(figure)
 
 
 def test_one_seed_is_said(trained):
-    said = words.ranking(comparison.frame(comparison.groups(trained[:3]), "RoPE"), "RoPE")
+    said = claims.ranking(comparison.frame(comparison.groups(trained[:3]), "RoPE"), "RoPE")
     assert "single seed" in said
     assert "(one seed)" in said
 
@@ -140,12 +141,12 @@ def test_every_encoding_is_a_choice(encoding):
 def test_one_against_another_and_the_order_elsewhere(trained):
     found = comparison.groups(trained)
     first, second = list(found)[:2]
-    said = words.versus(found, [(second, first)])
-    assert said == words.paired(second, comparison.difference(found[second], found[first]), first)
+    said = claims.versus(found, [(second, first)])
+    assert said == claims.paired(second, comparison.difference(found[second], found[first]), first)
     two = {first: found[first], second: found[second]}
-    assert words.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
+    assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
     other = {"a": found[second], "b": found[first]}
-    said = words.same_order(two, other, "nano")
+    said = claims.same_order(two, other, "nano")
     assert said.startswith("**The order is not that of nano**: ")
     ranked = sorted(two, key=lambda label: two[label][0].metrics["perplexity"]["value"])
     assert said.endswith(f"{', '.join(ranked)}, lowest perplexity first; there {', '.join(ranked[::-1])}.")
@@ -157,4 +158,4 @@ def test_named_by_a_setting_and_compared_in_pairs(trained):
     named = comparison.named_by(chosen, "precision")
     assert [record.label for record in named] == ["RoPE, fp32", "NoPE, bf16"]
     assert named[0].folder == chosen[0].folder
-    assert words.pairs(comparison.groups(named)).startswith("NoPE, bf16: **35.0 % higher** perplexity than RoPE, fp32")
+    assert claims.pairs(comparison.groups(named)).startswith("NoPE, bf16: **35.0 % higher** perplexity than RoPE, fp32")

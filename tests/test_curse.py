@@ -15,12 +15,15 @@ from conftest import interrupted_at
 from matplotlib import pyplot as plt
 from test_records import made
 
-from pe_core import curse, data, plots, records, runner, tables, trainer, words
+from pe_core import data, records, runner, trainer
 from pe_core.config import Experiment
 from pe_core.data import facts
 from pe_core.data.facts import NAME_TO, TO_NAME
 from pe_core.errors import ConfigError, CorpusError, RecordError
+from pe_core.report import tables
 from pe_core.stats import Estimate
+from pe_core.studies.note import report as note_report
+from pe_core.studies.reversal import measure, report
 
 NAMES = ("Ada", "Bo", "Cy", "Di", "Eve", "Flo")
 TRADES = ("diver", "baker", "pilot", "poet", "tailor", "miner")
@@ -292,8 +295,8 @@ def memorised(library, tmp_path_factory):
 
 
 def test_a_model_knows_what_it_was_told_and_not_the_reverse(memorised):
-    found = curse.evaluate(memorised)
-    table = curse.frame([memorised], [found]).set_index("stated")
+    found = measure.evaluate(memorised)
+    table = measure.frame([memorised], [found]).set_index("stated")
     assert table.loc["this way", "first"] == table.loc["this way", "exact"] == 1
     assert table.loc["this way", "perplexity"] < 1.5
     assert table.loc["this way", "gain"] > 3
@@ -310,7 +313,7 @@ def test_log_probabilities_by_hand(memorised):
     """One sentence at a time, through the interface of transformers, without padding."""
     model, tokenizer = memorised.model(), memorised.tokenizer()
     pairs = [(f"So {name} is", f" the {trade}.") for name in NAMES[:3] for trade in TRADES[:2]] + [("So the diver is", " Ada.")]
-    loss, tokens, exact = curse.completion_losses(model, tokenizer, pairs)
+    loss, tokens, exact = measure.completion_losses(model, tokenizer, pairs)
     for (prompt, completion), value, count, right in zip(pairs, loss, tokens, exact, strict=True):
         start = tokenizer(prompt)["input_ids"]
         answer = tokenizer(completion)["input_ids"]
@@ -323,8 +326,8 @@ def test_log_probabilities_by_hand(memorised):
         assert right == (written[0, ids.shape[1] :].tolist() == answer)
     assert exact.tolist()[:1] == [True]
 
-    cell = next(c for c in curse.evaluate(memorised)["cells"] if c["stated"] == "this way")
-    matrix = -curse.completion_losses(
+    cell = next(c for c in measure.evaluate(memorised)["cells"] if c["stated"] == "this way")
+    matrix = -measure.completion_losses(
         model, tokenizer, [(f"So {n} is", f" the {t}.") for n in NAMES for t in TRADES]
     )[0].reshape(6, 6)  # fmt: skip
     own = [cell["each"]["fact"].index(f" the {trade}.") for trade in TRADES]
@@ -336,24 +339,24 @@ def test_log_probabilities_by_hand(memorised):
 
 
 def test_measured_once_then_read(memorised, monkeypatch):
-    first = curse.evaluate(memorised)
+    first = measure.evaluate(memorised)
     assert first in [json.loads(file.read_text()) for file in memorised.folder.glob("curse-*.json")]
-    monkeypatch.setattr(curse, "completion_losses", None)
-    assert curse.evaluate(memorised) == first
-    assert curse.evaluate_all([memorised]) == [first]
+    monkeypatch.setattr(measure, "completion_losses", None)
+    assert measure.evaluate(memorised) == first
+    assert measure.evaluate_all([memorised]) == [first]
 
 
 def test_facts_a_model_was_not_trained_on_are_never_stated(memorised):
     """And of those that do not fit into its windows nothing is measured, without a fuss."""
-    found = curse.evaluate(memorised, "note")
+    found = measure.evaluate(memorised, "note")
     assert {cell["stated"] for cell in found["cells"]} == {"never"}
     assert all(cell["facts"] + cell["left_out"] == 33 for cell in found["cells"])
-    nothing = curse.evaluate(memorised, "fictional")
+    nothing = measure.evaluate(memorised, "fictional")
     assert {cell["facts"] for cell in nothing["cells"]} == {0}
-    table = curse.frame([memorised], [nothing])
+    table = measure.frame([memorised], [nothing])
     assert table[["gain", "p", "perplexity", "chance"]].isna().all(axis=None)
-    assert "nothing can be said" in words.curse(table)
-    assert tables.curse(table).to_html()
+    assert "nothing can be said" in report.findings(table)
+    assert report.ranks_table(table).to_html()
 
 
 def test_padding_and_company_change_nothing(tiny, encoding, library, tmp_path):
@@ -362,9 +365,9 @@ def test_padding_and_company_change_nothing(tiny, encoding, library, tmp_path):
     tokenizer_of_97 = _First97(tokenizer)
     pairs = [("w1 w2", " w3 w4"), ("w1", " w2"), ("w1 w2 w3 w4 w5 w6", " w7"), ("w9", " w9 w9 w9 w9 w9")]
     model = tiny(encoding)
-    loss, tokens, exact = curse.completion_losses(model, tokenizer_of_97, pairs)
+    loss, tokens, exact = measure.completion_losses(model, tokenizer_of_97, pairs)
     for i, pair in enumerate(pairs):
-        alone = curse.completion_losses(model, tokenizer_of_97, [pair])
+        alone = measure.completion_losses(model, tokenizer_of_97, [pair])
         assert loss[i] == pytest.approx(alone[0][0], rel=1e-4)
         assert (tokens[i], exact[i]) == (alone[1][0], alone[2][0])
         (whole,) = tokenizer_of_97(["".join(pair)])["input_ids"]
@@ -384,22 +387,22 @@ class _First97:
 
 
 def test_a_completion_begins_where_its_prompts_tokens_end():
-    assert curse._shared([1, 2], [1, 2, 3]) == 2
-    assert curse._shared([1, 2], [1, 5, 3]) == 1, "the last token of the prompt merged with what follows"
-    assert curse._shared([1, 2], [1, 2]) == 1, "something is left to predict"
+    assert measure._shared([1, 2], [1, 2, 3]) == 2
+    assert measure._shared([1, 2], [1, 5, 3]) == 1, "the last token of the prompt merged with what follows"
+    assert measure._shared([1, 2], [1, 2]) == 1, "something is left to predict"
 
 
 def test_gains_by_hand():
     log_p = np.log([[0.5, 0.2, 0.1], [0.3, 0.6, 0.05], [0.2, 0.1, 0.4]])
-    found = curse.gains(log_p)
+    found = measure.gains(log_p)
     by_hand = [log_p[i, i] - np.delete(log_p[i], i).mean() for i in range(3)]
     assert found.diagonal().mean() == pytest.approx(np.mean(by_hand))
     popular = log_p + np.array([5.0, 0.0, -3.0])  # answers more or less likely after every prompt
     fluent = log_p + np.array([[1.0], [0.0], [-4.0]])  # prompts after which everything is
-    assert curse.gains(popular) == pytest.approx(found)
-    assert curse.gains(fluent) == pytest.approx(found)
-    assert curse.gains(np.zeros((4, 4)) + 2 * np.eye(4)).diagonal() == pytest.approx(np.full(4, 2.0))
-    assert np.isnan(curse.gains(np.zeros((1, 1)))).all()
+    assert measure.gains(popular) == pytest.approx(found)
+    assert measure.gains(fluent) == pytest.approx(found)
+    assert measure.gains(np.zeros((4, 4)) + 2 * np.eye(4)).diagonal() == pytest.approx(np.full(4, 2.0))
+    assert np.isnan(measure.gains(np.zeros((1, 1)))).all()
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4, 1.0])
@@ -409,28 +412,28 @@ def test_the_permutation_test_against_every_permutation(shift):
     sums = [[b[range(len(b)), p].sum() for p in itertools.permutations(range(len(b)))] for b in blocks]
     everything = np.add.outer(*map(np.array, sums)).ravel()
     exact = (everything >= sum(b.trace() for b in blocks) - 1e-12).mean()
-    assert curse.permutation_p(blocks) == pytest.approx(exact, abs=0.015)
-    assert curse.permutation_p(blocks) == curse.permutation_p(blocks)
+    assert measure.permutation_p(blocks) == pytest.approx(exact, abs=0.015)
+    assert measure.permutation_p(blocks) == measure.permutation_p(blocks)
 
 
 def test_the_permutation_test_at_its_ends():
-    assert curse.permutation_p([10 * np.eye(12)], resamples=999) == 1 / 1000
-    assert curse.permutation_p([-np.eye(12)], resamples=999) > 0.99
-    assert curse.permutation_p([np.zeros((5, 5))]) == 1
-    assert math.isnan(curse.permutation_p([np.zeros((1, 1))]))
-    assert math.isnan(curse.permutation_p([]))
+    assert measure.permutation_p([10 * np.eye(12)], resamples=999) == 1 / 1000
+    assert measure.permutation_p([-np.eye(12)], resamples=999) > 0.99
+    assert measure.permutation_p([np.zeros((5, 5))]) == 1
+    assert math.isnan(measure.permutation_p([np.zeros((1, 1))]))
+    assert math.isnan(measure.permutation_p([]))
 
 
 # --- what is said of it ----------------------------------------------------------------------------------------------
 
 
 def results(*cells):
-    """A table as `curse.frame` makes it, of (label, direction, stated, gain, p)."""
+    """A table as `measure.frame` makes it, of (label, direction, stated, gain, p)."""
     rows = []
     for label, direction, stated, gain, p in cells:
         row = {"run": "r", "label": label, "family": "none", "direction": direction, "stated": stated, "phrasing": "held out"}
         row |= {"facts": 64, "left_out": 0, "chance": 1 / 32, "p": p, "p_holm": p, "known": p < 0.05}
-        for name in curse.METRICS:
+        for name in measure.METRICS:
             value = {"gain": gain, "first": 0.9 if p < 0.05 else 0.03}.get(name, 1.0)
             row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
         rows.append(row)
@@ -447,47 +450,47 @@ def cells(label, stated, reverse):
 
 def test_the_answer_follows_the_tests():
     held = results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.2, 0.2)))
-    said = words.curse(held)
+    said = report.findings(held)
     assert said.startswith("**None of NoPE and RoPE was found to soften the reversal curse**")
     assert "4 tests, smallest p = 0.200" in said
     assert "NoPE: the right answer ranks first for 90 % asked the way they were stated, 3 % asked the other way (chance" in said
 
-    softened = words.curse(results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.4, 0.01))))
+    softened = report.findings(results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.4, 0.01))))
     assert "**RoPE softens the reversal curse** (name → description)" in softened
     assert "gains 0.40 nats over others (95 % interval 0.39 to 0.41, p = 0.010), 5.0 % of the gain where it was" in softened
     assert "**NoPE was not found to soften the reversal curse**" in softened
 
-    unlearned = words.curse(results(*cells("NoPE", (0.1, 0.3), (0.1, 0.04))))
+    unlearned = report.findings(results(*cells("NoPE", (0.1, 0.3), (0.1, 0.04))))
     assert "**" not in unlearned
     assert "Nothing can be said about NoPE" in unlearned
-    assert "nothing can be said" in words.curse(results(("NoPE", NAME_TO, "never", 0.0, 0.5)))
+    assert "nothing can be said" in report.findings(results(("NoPE", NAME_TO, "never", 0.0, 0.5)))
 
 
 def test_words_not_trained_on_count_where_there_are_any():
     table = results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)))
     both = pd.concat([table, table.assign(phrasing="trained")], ignore_index=True)
-    assert set(curse.unseen(both).phrasing) == {"held out"}
-    assert len(curse.unseen(both)) == len(table)
+    assert set(measure.unseen(both).phrasing) == {"held out"}
+    assert len(measure.unseen(both)) == len(table)
     only = both[(both.phrasing == "trained") | (both.stated == "other way")]
-    assert sorted(curse.unseen(only).phrasing) == ["held out", "held out", "trained", "trained"]
+    assert sorted(measure.unseen(only).phrasing) == ["held out", "held out", "trained", "trained"]
 
 
 def test_the_notes_ratio_before_and_after(memorised):
-    trained = curse.named([memorised], "trained")
+    trained = measure.named([memorised], "trained")
     assert trained[0].label == "ALiBi per head, trained"
     assert trained[0].heldout is not None
     for record, ratio in ((memorised, (1.2, 1.0, 1.4)), (trained[0], (0.01, 0.005, 0.02))):
         record.metrics = {**record.metrics, "reversal": {"facts": 33, "ratio": Estimate(*ratio)._asdict()}}
-    said = words.note_ratio([memorised], trained)
+    said = note_report.ratio_after_training([memorised], trained)
     assert "ALiBi per head: the ratio is 1.2 (95 % interval 1 to 1.4) where the sentences were never seen, and 0.01 (" in said
 
 
 def test_tables_and_figures(memorised):
-    table = curse.frame([memorised], [curse.evaluate(memorised)])
-    html = tables.curse(table).to_html()
+    table = measure.frame([memorised], [measure.evaluate(memorised)])
+    html = report.ranks_table(table).to_html()
     assert "ranked first, %" in html
     assert "100 [100, 100]" in html
-    figure = plots.curse(table, {"ALiBi per head": {"color": "black", "linestyle": "-"}})
+    figure = report.ranks_figure(table, {"ALiBi per head": {"color": "black", "linestyle": "-"}})
     figure.canvas.draw()
     (ax,) = figure.axes
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["this\nway", "other\nway"]
@@ -496,19 +499,19 @@ def test_tables_and_figures(memorised):
 
 
 def test_a_damaged_result_is_named(memorised, tmp_path):
-    curse.evaluate(memorised)
+    measure.evaluate(memorised)
     shutil.copytree(memorised.folder, tmp_path / "copy")
     for file in (tmp_path / "copy").glob("curse-*.json"):
         file.write_text(file.read_text()[:50])
     with pytest.raises(RecordError, match=r"'curse-\w+\.json' is not JSON .*delete it to measure again"):
-        curse.evaluate(records.load(tmp_path / "copy"))
+        measure.evaluate(records.load(tmp_path / "copy"))
 
 
 def test_a_model_of_a_task_knows_no_facts(tmp_path):
     record = made(tmp_path / "run")
     record.config["corpus"] = "task:copy"
     with pytest.raises(RecordError, match="run run: trained on 'task:copy'; a model of text is needed"):
-        curse.evaluate(record)
+        measure.evaluate(record)
 
 
 @pytest.mark.slow

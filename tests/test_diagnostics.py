@@ -11,10 +11,13 @@ from matplotlib import pyplot as plt
 from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
-from pe_core import diagnostics, encodings, overview, plots, records, runner, tables, words
-from pe_core.diagnostics import Diagnosis
+from pe_core import encodings, records, runner
 from pe_core.errors import RecordError
+from pe_core.report import figures
 from pe_core.schema import Shape
+from pe_core.site import index
+from pe_core.studies.diagnostics import measure, report
+from pe_core.studies.diagnostics.measure import Diagnosis
 
 
 def windows(M=12, T=20, seed=0):
@@ -33,11 +36,11 @@ def trained(library, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def found(trained):
-    return [diagnostics.diagnose(record, 20) for record in trained]
+    return [measure.diagnose(record, 20) for record in trained]
 
 
 def test_every_encoding_can_be_looked_into(encoding, tiny):
-    found = diagnostics.look(tiny(encoding, attention="eager"), *windows())
+    found = measure.look(tiny(encoding, attention="eager"), *windows())
     L, H, K, T, D = 2, 4, found.values.shape[-1], 20, 3
     shapes = {"probe_errors": (L + 1, D), "probe_spread": (D,), "distance": (L, H), "entropy": (L, H), "first": (L, H)}
     shapes |= {"uniform": (3,), "profile": (L, H, T), "values": (2, L, H, K), "wavelengths": (L, K), "norms": (L + 1, T)}
@@ -53,7 +56,7 @@ def test_every_encoding_can_be_looked_into(encoding, tiny):
 def test_attention_against_a_loop(tiny, name, kind):
     ids, documents = windows(M=3)
     model = tiny(name, attention="eager", attention_kind=kind)
-    found = diagnostics.look(model, ids, documents)
+    found = measure.look(model, ids, documents)
     with torch.no_grad():
         weights = model(torch.from_numpy(ids[:, :-1]), output_attentions=True, use_cache=False).attentions
     for layer, w_BHTT in enumerate(weights):
@@ -81,7 +84,7 @@ def test_attention_spread_evenly_is_the_reference(tiny):
         for layer in model.layers:
             layer.attention.query_key_value.weight.zero_()
             layer.attention.query_key_value.bias.zero_()
-    found = diagnostics.look(model, *windows())
+    found = measure.look(model, *windows())
     for name, even in zip(("distance", "entropy", "first"), found.uniform, strict=True):
         np.testing.assert_allclose(getattr(found, name), even, rtol=1e-5)
 
@@ -93,12 +96,12 @@ def test_the_probe_is_ridge_regression():
     documents = np.repeat(np.arange(M), T).reshape(M, T)
     position = np.broadcast_to(np.arange(T), (M, T))
     states = rng.normal(size=(M, T, D)) + 0.3 * position[..., None] * rng.normal(size=D)
-    probe = diagnostics._Probe(diagnostics._fitted(documents), T)
+    probe = measure._Probe(measure._fitted(documents), T)
     for rows in (np.arange(3), np.arange(3, M)):
         probe.add([torch.from_numpy(states[rows]).float()], rows)
     errors, spread = probe.tested(documents)
     x, y = states[::2].reshape(-1, D), position[::2].ravel()
-    penalty = diagnostics._RIDGE * x.var(axis=0).mean() * len(x)
+    penalty = measure._RIDGE * x.var(axis=0).mean() * len(x)
     centred = np.vstack([x - x.mean(0), math.sqrt(penalty) * np.eye(D)])
     slope = np.linalg.lstsq(centred, np.concatenate([y - y.mean(), np.zeros(D)]), rcond=None)[0]
     residual = position[1::2] - (y.mean() + (states[1::2] - x.mean(0)) @ slope)
@@ -113,7 +116,7 @@ def test_position_is_found_where_it_was_put_and_not_where_it_was_not(tiny):
     r2 = {}
     for name in ("none", "learned"):
         model = tiny(name, attention="eager", max_position_embeddings=20)
-        one = diagnostics.look(model, ids, documents)
+        one = measure.look(model, ids, documents)
         r2[name] = 1 - one.probe_errors.sum(axis=1) / one.probe_spread.sum()
     assert abs(r2["none"][0]) < 0.1
     assert r2["learned"][0] > 0.6
@@ -121,9 +124,9 @@ def test_position_is_found_where_it_was_put_and_not_where_it_was_not(tiny):
 
 def test_documents_fitted_on_are_not_tested_on():
     _, documents = windows()
-    fitted = diagnostics._fitted(documents)
+    fitted = measure._fitted(documents)
     assert not set(documents[fitted]) & set(documents[~fitted])
-    alone = diagnostics._fitted(np.zeros((4, 5), int))
+    alone = measure._fitted(np.zeros((4, 5), int))
     assert alone.any(axis=1).tolist() == [True, False, True, False]
 
 
@@ -147,12 +150,12 @@ class _Sums(nn.Module):
 
 def test_what_order_is_worth_to_models_whose_use_of_it_is_known():
     ids, documents = windows(T=60)
-    shuffled, removed, tokens, kept = diagnostics._order(_Bigrams(), ids, documents)
+    shuffled, removed, tokens, kept = measure._order(_Bigrams(), ids, documents)
     assert kept.tolist() == [0, 8, 32]
     assert not shuffled.any()
     assert not removed.any()
     assert tokens.tolist() == [16] * 6
-    shuffled, removed, _, _ = diagnostics._order(_Sums(), ids, documents)
+    shuffled, removed, _, _ = measure._order(_Sums(), ids, documents)
     assert not shuffled.any()
     for n, left in enumerate((52, 44, 20)):
         gone = -8.0 * ids[:, :left].sum(axis=1)
@@ -162,10 +165,10 @@ def test_what_order_is_worth_to_models_whose_use_of_it_is_known():
 def test_order_is_measured_on_the_same_targets(tiny):
     ids, documents = windows()
     model = tiny("rope", attention="eager")
-    one = diagnostics.look(model, ids, documents)
+    one = measure.look(model, ids, documents)
     assert (one.shuffled != 0).all()
     with torch.no_grad():
-        losses = diagnostics._last_losses(model, ids, 8)
+        losses = measure._last_losses(model, ids, 8)
         whole = model.losses(torch.from_numpy(ids[:, :-1]), torch.from_numpy(ids[:, 1:]))
         near = model.losses(torch.from_numpy(ids[:, 4:-1]), torch.from_numpy(ids[:, 5:]))
     np.testing.assert_allclose(losses, whole[:, -8:], rtol=1e-4)
@@ -194,7 +197,7 @@ def test_wavelengths_say_when_a_dimension_is_back(name, options, turning):
 def test_values_are_those_that_meet(tiny):
     ids, documents = windows(M=2)
     model = tiny("rope", attention="eager")
-    found = diagnostics.look(model, ids, documents)
+    found = measure.look(model, ids, documents)
     x = model.layers[0].input_layernorm(model.embed_in(torch.from_numpy(ids[:, :-1])))
     q, k, _ = model.layers[0].attention.query_key_value(x).view(2, 20, 4, 48).chunk(3, dim=-1)
     for i, vectors in enumerate((q, k)):
@@ -206,8 +209,8 @@ def test_values_are_those_that_meet(tiny):
 
 
 def test_measured_once_then_read(trained, found, monkeypatch):
-    monkeypatch.setattr(diagnostics, "look", None)
-    again = diagnostics.diagnose(trained[0], 20)
+    monkeypatch.setattr(measure, "look", None)
+    again = measure.diagnose(trained[0], 20)
     assert all(np.array_equal(a, b) for a, b in zip(again, found[0], strict=True))
 
 
@@ -219,32 +222,32 @@ def test_a_published_result_needs_no_weights(trained, found, tmp_path):
     test_notebooks.publish_records(trained, tmp_path)
     assert not stale.exists()
     for file in tmp_path.rglob("diagnosis-*-20.npz"):
-        file.rename(file.with_name(file.name.replace("20", str(diagnostics.WINDOWS))))
-    looked = overview.looked_into([{record.label: [record] for record in records.load_all(tmp_path / "book")}])
+        file.rename(file.with_name(file.name.replace("20", str(measure.WINDOWS))))
+    looked = index.looked_into([{record.label: [record] for record in records.load_all(tmp_path / "book")}])
     assert not list(tmp_path.rglob("model"))
     assert {record.label for record in looked} == {record.label for record in trained}
     nope = next(one for record, one in zip(trained, found, strict=True) if record.label == "NoPE")
-    assert f"NoPE {nope.distance.mean():.1f} tokens" in overview.looking(looked)
-    assert "NoPE" in plots.describe(overview.heads(looked))
-    assert overview.looked_into([]) == []
-    assert overview.looking([]) == ""
-    assert overview.heads([]) is None
+    assert f"NoPE {nope.distance.mean():.1f} tokens" in index.looking(looked)
+    assert "NoPE" in figures.describe(index.heads(looked))
+    assert index.looked_into([]) == []
+    assert index.looking([]) == ""
+    assert index.heads([]) is None
 
 
 def test_what_cannot_be_looked_into_is_named(trained, tmp_path):
     record = records.load(trained[0].folder)
     record.save(tmp_path)
     with pytest.raises(RecordError, match=r"its weights are not in .*train it again to look inside"):
-        diagnostics.diagnose(records.load(tmp_path))
+        measure.diagnose(records.load(tmp_path))
     (tmp_path / "diagnosis-1-20.npz").write_bytes(b"nothing")
     with pytest.raises(RecordError, match=r"'diagnosis-1-20.npz' cannot be read .*delete it to measure again"):
-        diagnostics.diagnose(records.load(tmp_path), 20)
+        measure.diagnose(records.load(tmp_path), 20)
 
 
 def test_frames_figures_and_tables(trained, found):
-    probes, order = diagnostics.probes(trained, found), diagnostics.order(trained, found)
-    heads, summary = diagnostics.heads(trained, found), diagnostics.summary(trained, found)
-    values = diagnostics.values(trained, found)
+    probes, order = measure.probes(trained, found), measure.order(trained, found)
+    heads, summary = measure.heads(trained, found), measure.summary(trained, found)
+    values = measure.values(trained, found)
     assert list(probes[probes.label == "NoPE"].layer) == [0, 1, 2, 3, 4]
     assert probes.set_index(["label", "layer"]).r2["Learned", 0] > probes.set_index(["label", "layer"]).r2["NoPE", 0]
     assert len(heads) == 4 * 4 * 4
@@ -252,21 +255,26 @@ def test_frames_figures_and_tables(trained, found):
     assert summary.distance_low.notna().tolist() == [True, False, False, False]
     assert set(values[values.label == "NoPE"].band) == {"still"}
     assert (values.ratio >= 1).all() or (values[values.band == "still"].ratio >= 1).all()
-    looks = plots.looks(records.frame(trained))
+    looks = figures.looks(records.frame(trained))
     for figure in (
-        plots.probes(probes, looks),
-        plots.order(order, looks),
-        plots.heads(heads, looks, summary.iloc[-1]),
-        plots.profiles(diagnostics.profiles(trained, found), looks),
-        plots.norms(diagnostics.norms(trained, found), looks),
+        report.probes_figure(probes, looks),
+        report.order_figure(order, looks),
+        report.heads_figure(heads, looks, summary.iloc[-1]),
+        report.profiles_figure(measure.profiles(trained, found), looks),
+        report.norms_figure(measure.norms(trained, found), looks),
     ):
         figure.canvas.draw()
         plt.close(figure)
-    shown = [tables.probes(probes), tables.order(order), tables.inside(summary), tables.values(values)]
+    shown = [
+        report.probes_table(probes),
+        report.order_table(order),
+        report.attention_table(summary),
+        report.wavelengths_table(values),
+    ]
     html = "".join(table.to_html() for table in shown)
     for part in ("after layer 4", "nearest left in place", "spread evenly", "RoPE 25 %, keys", "still"):
         assert part in html
-    assert "nan" not in words.knows_position(probes) + words.uses_order(order)
+    assert "nan" not in report.knows_position(probes) + report.uses_order(order)
 
 
 def test_even_attention_has_an_even_profile(trained, found):
@@ -274,7 +282,7 @@ def test_even_attention_has_an_even_profile(trained, found):
     even = np.tril(np.ones((16, 16))) / np.arange(1, 17)[:, None]
     profile = np.stack([np.bincount(t - np.arange(t + 1), even[t, : t + 1], minlength=16) for t in range(8, 16)]).mean(axis=0)
     flat = found[2]._replace(profile=np.broadcast_to(profile, found[2].profile.shape))
-    table = diagnostics.profiles(trained[2:3], [flat])
+    table = measure.profiles(trained[2:3], [flat])
     np.testing.assert_allclose(table.share[:9], flat.uniform[2])
     assert table.share[15] == pytest.approx(1 / 16)
 
@@ -291,14 +299,14 @@ def test_the_answer_follows_the_intervals():
             *probed("unknown", (0.0, math.nan, math.nan), (0.9, math.nan, math.nan)),
         ]
     )
-    said = words.knows_position(table).split("\n\n")
+    said = report.knows_position(table).split("\n\n")
     assert said[0] == "**Work out positions that their embeddings lack**: found out, R² 0.90 (0.85 to 0.95) after layer 1."
     assert said[1] == "Were told positions and keep them: told, R² 0.95 (0.90 to 0.99) after layer 1."
     assert said[2] == "No layer is found that knows more of position than the embeddings: blind, R² 0.00 (−0.02 to 0.02)."
     assert said[3].startswith("No interval, so nothing can be concluded: unknown")
     rises = [("a", 0, 0.5, 0.4, 0.6, 0.001), ("a", 8, 0.01, -0.01, 0.03, 0.3), ("b", 0, 0.2, math.nan, math.nan, math.nan)]
     frame = pd.DataFrame(rises, columns=["label", "kept", "rise", "low", "high", "p_holm"])
-    said = words.uses_order(frame.assign(change="shuffled", differs=frame.p_holm < 0.05)).split("\n\n")
+    said = report.uses_order(frame.assign(change="shuffled", differs=frame.p_holm < 0.05)).split("\n\n")
     assert said[0] == (
         "All earlier tokens shuffled. The loss **rises** for a, +0.500 (0.400 to 0.600). "
         "Nothing can be concluded, without an interval, for b, +0.200."
@@ -308,8 +316,8 @@ def test_the_answer_follows_the_intervals():
 
 def test_several_are_looked_into_at_once(trained, found, monkeypatch):
     asked = []
-    monkeypatch.setattr(diagnostics.parallel, "each", lambda function, jobs, workers: asked.extend(jobs))
-    again = diagnostics.diagnose_all(trained[:2], 20)
+    monkeypatch.setattr(measure.parallel, "each", lambda function, jobs, workers: asked.extend(jobs))
+    again = measure.diagnose_all(trained[:2], 20)
     assert asked == [record.run for record in trained[:2]]
     assert isinstance(again[0], Diagnosis)
 

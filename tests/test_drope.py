@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import interrupted_at
 
-from pe_core import data, encodings, metrics, recipes, runner, sweeper, tables, trainer
+from pe_core import data, encodings, metrics, recipes, runner, sweeper, trainer
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, RecordError
+from pe_core.report import tables
 
 
 @pytest.fixture(scope="module")

@@ -230,7 +230,7 @@ def test_the_table_has_a_row_for_every_encoding():
 
 def test_a_class_need_not_state_everything(folder):
     """And the table shows a dash for what it leaves out."""
-    from pe_core import tables
+    from pe_core.report import tables
 
     (folder / "written.py").write_text(ONE)
     assert recipes.encodings_frame().set_index("name").extrapolates["written"] is None

@@ -13,11 +13,13 @@ import pytest
 import torch
 from conftest import interrupted_at
 
-from pe_core import data, metrics, paths, records, runner, sweeper, tables, trainer, words
+from pe_core import data, metrics, paths, records, runner, sweeper, trainer
 from pe_core.config import Experiment
 from pe_core.errors import RecordError, TrainingError
 from pe_core.launch import processes
+from pe_core.report import tables
 from pe_core.studies.note import measure as note
+from pe_core.studies.note import report as note_report
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +177,8 @@ def test_short_windows_and_a_single_step(library, tmp_path, encoding):
     assert note.reversal(record)["ratio"]["value"] is None
     assert record.runtime["tokens_per_second"] is None
     assert tables.summary([record]).to_html()
-    assert tables.reversal([record]).to_html()
-    assert "no interval" in words.reversal([record])
+    assert note_report.reversal_table([record]).to_html()
+    assert "no interval" in note_report.reversal([record])
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ import pytest
 from test_records import made
 from transformers import PreTrainedTokenizerFast
 
-from pe_core import ENCODINGS, explore, plots, records
+from pe_core import ENCODINGS, records
 from pe_core.errors import ConfigError, RecordError
+from pe_core.report import figures
+from pe_core.site import widgets
 
 
 @pytest.fixture(autouse=True)
@@ -19,27 +21,27 @@ def no_figures_left():
 
 def test_defaults_as_typed_are_the_defaults(encoding):
     fields = ENCODINGS[encoding].Options.model_fields
-    typed = {name: explore.option(field, explore.written(name, encoding)) for name, field in fields.items()}
+    typed = {name: widgets.option(field, widgets.written(name, encoding)) for name, field in fields.items()}
     assert ENCODINGS[encoding].Options(**typed) == ENCODINGS[encoding].Options()
 
 
 def test_options_are_numbers_or_words():
     slope = ENCODINGS["alibi"].Options.model_fields["slope"]
-    assert explore.option(slope, " 0.5 ") == 0.5
-    assert explore.option(slope, "per-head") == "per-head"
+    assert widgets.option(slope, " 0.5 ") == 0.5
+    assert widgets.option(slope, "per-head") == "per-head"
     with pytest.raises(ConfigError, match=r"^'steep' is neither a number nor one of per-head$"):
-        explore.option(slope, "steep")
+        widgets.option(slope, "steep")
 
 
 def test_a_picture_follows_the_options():
-    first, second = (plots.describe(explore.drawn("alibi", {"slope": s}, "scores by query and key")) for s in ("0.5", "1.0"))
+    first, second = (figures.describe(widgets.drawn("alibi", {"slope": s}, "scores by query and key")) for s in ("0.5", "1.0"))
     assert "every head -31.50" in first
     assert "every head -63.00" in second
-    assert explore.drawn("alibi", {}, "rotation") is None
+    assert widgets.drawn("alibi", {}, "rotation") is None
 
 
 def test_the_panel_redraws_and_says_what_is_wrong():
-    panel = explore.encodings_panel()
+    panel = widgets.encodings_panel()
     (chosen, picture), boxes, shown = panel.children[0].children, panel.children[1], panel.children[2]
     chosen.value = "rope"
     assert [box.description for box in boxes.children] == ["rotary_pct", "base"]
@@ -64,8 +66,8 @@ def run(tmp_path, tiny):
 
 
 def test_a_trained_run_reads_text(run, tmp_path):
-    assert list(explore.trained(tmp_path / "runs")) == ["RoPE, seed 42 (rope-1)"]
-    reader = explore.Reader(run)
+    assert list(widgets.trained(tmp_path / "runs")) == ["RoPE, seed 42 (rope-1)"]
+    reader = widgets.Reader(run)
     tokens, weights, likely = reader.read("hello")
     assert "".join(tokens) == "hello"
     assert weights.shape == (2, 4, 5, 5)
@@ -75,14 +77,14 @@ def test_a_trained_run_reads_text(run, tmp_path):
     assert len(reader.read("x" * 40)[0]) == 16
     with pytest.raises(ConfigError, match="at least one token"):
         reader.read("")
-    assert "head 3 looks" in plots.describe(explore.attention_map(tokens, weights, 1))
+    assert "head 3 looks" in figures.describe(widgets.attention_map(tokens, weights, 1))
     with pytest.raises(ConfigError, match="unknown layer '2'"):
-        explore.attention_map(tokens, weights, 2)
+        widgets.attention_map(tokens, weights, 2)
 
 
 def test_without_weights_it_says_so(tmp_path):
     record = made(tmp_path / "runs" / "rope-1", "rope", "RoPE")
-    assert not explore.trained(tmp_path / "runs")
+    assert not widgets.trained(tmp_path / "runs")
     with pytest.raises(RecordError, match="weights are not kept"):
-        explore.Reader(record)
-    assert "No run with weights here yet" in explore.models_panel(tmp_path / "runs").value
+        widgets.Reader(record)
+    assert "No run with weights here yet" in widgets.models_panel(tmp_path / "runs").value

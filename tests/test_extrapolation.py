@@ -10,10 +10,13 @@ import torch
 from matplotlib import pyplot as plt
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import LabForCausalLM, encodings, extrapolation, lengths, metrics, overview, plots, records, runner, tables, words
+from pe_core import LabForCausalLM, encodings, metrics, records, runner
 from pe_core.errors import ConfigError, RecordError
-from pe_core.extrapolation import Reading
 from pe_core.metrics import HeldOut
+from pe_core.report import figures
+from pe_core.site import index
+from pe_core.studies.extrapolation import lengths, measure, report
+from pe_core.studies.extrapolation.measure import Reading
 
 AT = [16, 32, 64]
 
@@ -28,8 +31,8 @@ def trained(library, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def readings(trained):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extrapolation.parallel, "each", lambda function, jobs, workers: None)  # no processes in a fast test
-        return extrapolation.measure(trained, AT)
+        patch.setattr(measure.parallel, "each", lambda function, jobs, workers: None)  # no processes in a fast test
+        return measure.measure(trained, AT)
 
 
 def losses_by_hand(record, tokens):
@@ -65,7 +68,7 @@ def test_odd_lengths_are_refused(trained):
     with pytest.raises(ConfigError, match=r"^length=24: an even divisor of longest=64 is needed$"):
         lengths.sliding(trained[0], 24, 64)
     with pytest.raises(ConfigError, match=r"^length=3: an even divisor of longest=9 is needed$"):
-        extrapolation.measure(trained, [3, 9])
+        measure.measure(trained, [3, 9])
 
 
 def test_what_stands_in_has_the_same_parameters(encoding, tiny, ids, tmp_path):
@@ -108,16 +111,16 @@ def test_every_model_at_every_length(readings, capsys):
 
 
 def test_as_many_tokens_as_the_models_own_held_out_ones(trained):
-    assert extrapolation.windows(trained[0], 32) == 10 * 16 // 32
-    assert extrapolation.windows(trained[0], 2_048) == 2
+    assert measure.windows(trained[0], 32) == 10 * 16 // 32
+    assert measure.windows(trained[0], 2_048) == 2
 
 
 def test_the_last_tokens_are_the_same_at_every_length(readings):
-    assert extrapolation.scored(readings) == 8
-    counts = [extrapolation.last(reading.slid[1], 8).tokens for reading in readings if reading.slid]
+    assert measure.scored(readings) == 8
+    counts = [measure.last(reading.slid[1], 8).tokens for reading in readings if reading.slid]
     for tokens in counts:
         assert np.array_equal(tokens, counts[0])
-    table = extrapolation.frame(readings)
+    table = measure.frame(readings)
     assert list(table.measure.unique()) == ["non-overlapping", "sliding window", "last tokens"]
     row = table[(table.label == "NoPE") & (table.length == 64) & (table.measure == "last tokens")].iloc[0]
     parts = next(r for r in readings if (r.label, r.length) == ("NoPE", 64)).slid.values()
@@ -129,21 +132,21 @@ def test_the_last_tokens_are_the_same_at_every_length(readings):
 
 
 def test_ranking_and_changes(readings):
-    ranked, changes = extrapolation.ranking(readings), extrapolation.changes(readings)
+    ranked, changes = measure.ranking(readings), measure.changes(readings)
     assert ranked.bits.iloc[0] == ranked.bits.min()
     assert math.isnan(ranked.percent.iloc[0])
     assert (ranked.percent.iloc[1:].dropna() >= 0).all()
     assert set(ranked[ranked.bits.isna()].label) == {"Learned", "Randomised sinusoidal"}
     assert "Learned" not in set(changes.label)
     both = {r.length: r.slid for r in readings if r.label == "NoPE"}
-    mean = np.mean([extrapolation.last(both[64][seed], 8).loss - extrapolation.last(both[16][seed], 8).loss
+    mean = np.mean([measure.last(both[64][seed], 8).loss - measure.last(both[16][seed], 8).loss
                     for seed in (1, 2)])  # fmt: skip
     assert changes.set_index("label").percent["NoPE"] == pytest.approx(100 * math.expm1(mean))
     assert (changes.p_holm >= changes.p).all()
 
 
 def test_paths_end_where_changes_are(readings):
-    paths, changes = extrapolation.paths(readings), extrapolation.changes(readings).set_index("label")
+    paths, changes = measure.paths(readings), measure.changes(readings).set_index("label")
     ends = paths[paths.length == 64].set_index("label")
     assert set(ends.index) == set(changes.index)
     assert ends.percent.to_dict() == pytest.approx(changes.percent.to_dict())
@@ -155,28 +158,28 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     """What it shows is in a small file beside each record, and is what the frame says."""
     test_notebooks.publish_records(trained, tmp_path)
     published = records.load_all(tmp_path / "book")
-    table = overview.beyond("rope", published)
+    table = index.beyond("rope", published)
     assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]
     assert table.model.tolist() == ["RoPE 25 %", "RoPE 25 %, interpolated", "RoPE 25 %, NTK", "RoPE 25 %, YaRN"]
-    ends = [extrapolation.last(reading.slid[1], 8) for reading in readings if reading.label == "Learned" and reading.slid]
-    shown = overview.beyond("learned", published).iloc[0].tolist()
+    ends = [measure.last(reading.slid[1], 8) for reading in readings if reading.label == "Learned" and reading.slid]
+    shown = index.beyond("learned", published).iloc[0].tolist()
     assert shown == ["Learned", "1", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–"]
-    assert "Read beyond" in overview.reading(table)
-    assert overview.reading(overview.beyond("alibi", published)) == ""
+    assert "Read beyond" in index.reading(table)
+    assert index.reading(index.beyond("alibi", published)) == ""
     (published[0].folder / "extrapolation-1-16_32_64.json").write_text("[]")
     with pytest.raises(RecordError, match=r"'extrapolation-1-16_32_64.json' is not JSON .*delete it to measure again"):
-        extrapolation.recorded(published[0])
+        measure.recorded(published[0])
 
 
 def test_figures_tables_and_words(readings, trained):
-    table, looks = extrapolation.frame(readings), plots.looks(extrapolation.frame(readings))
+    table, looks = measure.frame(readings), figures.looks(measure.frame(readings))
     panels = dict(zip(table.label, table.panel, strict=True))
     everyone = list(dict.fromkeys(table.panel))
     assert "rotary, stretched" in everyone
     for figure in (
-        plots.contexts(extrapolation.paths(readings), looks, "percent"),
-        plots.contexts(table[table.measure == "sliding window"], looks),
-        plots.position_panels(extrapolation.curves(readings), looks, panels, [16]),
+        report.contexts_figure(measure.paths(readings), looks, "percent"),
+        report.contexts_figure(table[table.measure == "sliding window"], looks),
+        figures.position_panels(measure.curves(readings), looks, panels, [16]),
     ):
         figure.canvas.draw()
         shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
@@ -186,14 +189,14 @@ def test_figures_tables_and_words(readings, trained):
             legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
             assert legend.y1 <= name.y0
         plt.close(figure)
-    ranked, changes = extrapolation.ranking(readings), extrapolation.changes(readings)
+    ranked, changes = measure.ranking(readings), measure.changes(readings)
     html = (
-        tables.contexts(table[table.measure == "last tokens"], bits=True).to_html()
-        + tables.last_tokens(ranked, changes).to_html()
+        report.contexts_table(table[table.measure == "last tokens"], bits=True).to_html()
+        + report.last_tokens_table(ranked, changes).to_html()
     )
     assert "at 64" in html
     assert "% against the trained length" in html
-    said = words.extrapolation(ranked, changes, 64, 16)
+    said = report.findings(ranked, changes, 64, 16)
     assert "No positions beyond 16 tokens: Learned and Randomised sinusoidal." in said
     assert "nan" not in said
 
@@ -212,8 +215,8 @@ def test_the_answer_follows_the_tests():
     losses = {"grows": (3.0, 2.8), "level": (3.0, 3.0), "breaks": (3.0, 4.0), "twin": (3.0, 2.8)}
     found = [reading(label, T, loss) for label, two in losses.items() for T, loss in zip((128, 1_024), two, strict=True)]
     found += [reading("short", 128, 3.0), Reading("short", "none", 128, 1_024, {}, {})]
-    ranked, changes = extrapolation.ranking(found), extrapolation.changes(found)
-    said = words.extrapolation(ranked, changes, 1_024, 128).split("\n\n")
+    ranked, changes = measure.ranking(found), measure.changes(found)
+    said = report.findings(ranked, changes, 1_024, 128).split("\n\n")
     assert said[0].startswith(f"**{ranked.label.iloc[0]} predicts best at 1,024 tokens of context: 1.0")
     assert "3 seeds" in said[0]
     assert said[1].startswith(f"**No difference found** from it: {ranked.label.iloc[1]} ")
@@ -228,11 +231,11 @@ def test_the_answer_follows_the_tests():
 
 def test_without_intervals_nothing_is_claimed():
     found = [reading(label, T, loss, documents=1, seeds=1) for label, loss in (("a", 2.0), ("b", 3.0)) for T in (128, 1_024)]
-    said = words.extrapolation(extrapolation.ranking(found), extrapolation.changes(found), 1_024, 128)
+    said = report.findings(measure.ranking(found), measure.changes(found), 1_024, 128)
     assert "**" not in said
     assert said.count("nothing can be concluded") == 2
     none = [Reading("a", "none", 128, T, {}, {}) for T in (128, 1_024)]
-    assert "No positions beyond" in words.extrapolation(extrapolation.ranking(none), extrapolation.changes(none), 1_024, 128)
+    assert "No positions beyond" in report.findings(measure.ranking(none), measure.changes(none), 1_024, 128)
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from test_experiment import library, small  # noqa: F401  a fixture
 
-from pe_core import lengths, runner, words
+from pe_core import runner
 from pe_core.errors import ConfigError
+from pe_core.studies.extrapolation import lengths, report
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
     found = lengths.gains([*trained[:2], *longer], 32, 16)
     (name,) = found
     assert asked == [({32}, {trained[0].config["seq_len"]}, 32, 16)]
-    assert words.gains(found, "trained at 16") == (
+    assert report.gains(found, "trained at 16") == (
         f"{name}: **1.0 % higher** perplexity than trained at 16 (95 % interval 0.5 to 1.5 %)."
     )
 

@@ -14,8 +14,9 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.iorw import papermill_io
 
-from pe_core import notebook, publish
 from pe_core.errors import ConfigError
+from pe_core.report import notebook
+from pe_core.site import publish
 
 ROOT = Path(__file__).parent.parent
 INTERACTIVE = ROOT / "notebooks/explore.ipynb"  # needs a kernel, so it has no page
@@ -147,7 +148,7 @@ def test_only_the_records_that_pages_show_are_published(tmp_path):
     publish.records(runs, tmp_path / "book", pages[:2])
     assert {p.name for p in (tmp_path / "book").iterdir()} == {"rope-nano-1", "alibi-nano-33"}
     assert {p.name for p in (tmp_path / "book/rope-nano-1").iterdir()} == set(publish.RECORD_FILES)
-    command = [sys.executable, "-m", "pe_core.publish", "records", str(runs), str(tmp_path / "book"), *map(str, pages)]
+    command = [sys.executable, "-m", "pe_core.site.publish", "records", str(runs), str(tmp_path / "book"), *map(str, pages)]
     subprocess.run(command, check=True)
     assert (tmp_path / "book/kerple-nano-4/record.json").read_text() == "kerple-nano-4"
 

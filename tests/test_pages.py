@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from test_records import made
 
-from pe_core import ENCODINGS, book, comparison, encodings, overview, plots, portrait, publish, records
+from pe_core import ENCODINGS, comparison, encodings, records
 from pe_core.encodings.base import Encoding
+from pe_core.report import figures
+from pe_core.site import encoding_page, index, publish, sphinx
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,7 +57,7 @@ def found(tmp_path):
 
 
 def test_alibi_is_shown_as_its_formula_says():
-    scores = portrait.scores("alibi", tokens=16)
+    scores = encoding_page.scores("alibi", tokens=16)
     distance = np.subtract.outer(np.arange(16), np.arange(16))
     for head, slope in enumerate((2**-2, 2**-4, 2**-6, 2**-8)):
         expected = np.where(distance >= 0, -slope * distance, np.nan)
@@ -67,51 +69,51 @@ def test_rope_is_shown_as_its_formula_says():
     frequencies = 10_000.0 ** (-2 * np.arange(R // 2) / R)
     distance = np.arange(16)
     kernel = 2 * (np.cos(np.outer(distance, frequencies)) - 1).sum(axis=1) / np.sqrt(K)
-    for head in portrait.scores("rope", tokens=16):
+    for head in encoding_page.scores("rope", tokens=16):
         np.testing.assert_allclose(head[-1, ::-1], kernel, atol=1e-4)
-    turned = portrait.rotation("rope", tokens=16)
+    turned = encoding_page.rotation("rope", tokens=16)
     np.testing.assert_allclose(turned[: R // 2], np.cos(np.outer(frequencies, distance)), atol=1e-5)
     np.testing.assert_allclose(turned[R:], 1, atol=1e-6)
 
 
 def test_nothing_is_shown_as_nothing():
-    weights = portrait.attention("none", tokens=16)
+    weights = encoding_page.attention("none", tokens=16)
     np.testing.assert_allclose(weights[:, -1], 1 / 16, atol=1e-6)
-    assert portrait.rotation("none") is None
-    assert "same score at every distance" in plots.describe(portrait.picture("none"))
+    assert encoding_page.rotation("none") is None
+    assert "same score at every distance" in figures.describe(encoding_page.picture("none"))
 
 
 def test_every_encoding_has_pictures_in_words(encoding):
-    for figure in (portrait.picture(encoding), portrait.kernel(encoding), portrait.rotations(encoding)):
+    for figure in (encoding_page.picture(encoding), encoding_page.kernel(encoding), encoding_page.rotations(encoding)):
         if figure is not None:
-            words = plots.describe(figure)
+            words = figures.describe(figure)
             assert len(words) > 40
             assert "nan" not in words.lower()
             assert len(svg(figure)) < 200_000
-    assert (portrait.rotation(encoding) is None) == (ENCODINGS[encoding].rotate is Encoding.rotate)
+    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].rotate is Encoding.rotate)
 
 
 # Encodings: words
 
 
 def test_every_docstring_becomes_markdown(encoding):
-    story = portrait.story(encoding)
+    story = encoding_page.story(encoding)
     for option in ENCODINGS[encoding].Options.model_fields:
         assert f"- `{option}`:" in story, f"option '{option}' is not in the docstring"
     assert story.count("```") % 2 == 0
-    assert portrait.heading(encoding).startswith(f"# {ENCODINGS[encoding].title}\n")
-    assert inspect.getsource(sys.modules[ENCODINGS[encoding].__module__]).rstrip() in portrait.source(encoding)
+    assert encoding_page.heading(encoding).startswith(f"# {ENCODINGS[encoding].title}\n")
+    assert inspect.getsource(sys.modules[ENCODINGS[encoding].__module__]).rstrip() in encoding_page.source(encoding)
 
 
 def test_facts_are_those_of_the_class(encoding):
-    facts = portrait.facts(encoding)[""]
+    facts = encoding_page.facts(encoding)[""]
     assert facts["family"] == ENCODINGS[encoding].family
     assert str(ENCODINGS[encoding].year) in facts["paper"]
     assert not re.search(r"\bnan\b", " ".join(facts))
 
 
 def test_formulas_stand_alone_and_markup_is_shown_as_it_is():
-    said = portrait.docstring(
+    said = encoding_page.docstring(
         "Sums. Chi et al. 2022 (arXiv 2205.09921).\n\n"
         "score(i, j) = a[b(i, j), h] + c_h,  c_h = 8h/H, one for\nall. More * text.\n\n"
         "    x_m = 1\n\nOptions:\n    n: the `n` above,\n        going on.\n"
@@ -128,66 +130,66 @@ def test_formulas_stand_alone_and_markup_is_shown_as_it_is():
 
 def test_papers_are_cited_where_the_bibliography_has_them(encoding):
     entries = re.findall(r"@\w+\{(\w+),", (ROOT / "book/references.bib").read_text())
-    cited = re.search(r"\{cite:t\}`(\w+)`", portrait.paper(encoding))
-    assert cited[1] in entries if cited else "https://arxiv.org/abs/" in portrait.paper(encoding)
+    cited = re.search(r"\{cite:t\}`(\w+)`", encoding_page.paper(encoding))
+    assert cited[1] in entries if cited else "https://arxiv.org/abs/" in encoding_page.paper(encoding)
 
 
 # Records
 
 
 def test_settings_are_kept_apart(found):
-    apart = overview.settings(found)
+    apart = index.settings(found)
     assert [len(group) for group in apart] == [9, 1]
-    assert list(overview.standard(found)) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
-    assert "of 256 tokens" in overview.named(apart[1])
+    assert list(index.standard(found)) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
+    assert "of 256 tokens" in index.named(apart[1])
 
 
 def test_the_front_page_shows_one_model_of_each_encoding_and_the_note_the_most_text(found, tmp_path):
     slope = made(tmp_path / "slope", "alibi", "ALiBi slope 0.25", 1)
     longest = made(tmp_path / "long", "rope", "RoPE 25 %", 2)
     longest.config["samples"], longest.data["windows"]["train"] = 20_000, 18_000
-    assert list(overview.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
-    assert overview.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
-    assert overview.most_text([]) == overview.standard([]) == {}
+    assert list(index.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
+    assert index.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
+    assert index.most_text([]) == index.standard([]) == {}
 
 
 def test_many_models_without_a_difference_are_counted(found):
-    table = comparison.frame(overview.standard(found), overview.baseline())
-    assert "and for ALiBi per head no difference was found" in overview.best(table)
+    table = comparison.frame(index.standard(found), index.baseline())
+    assert "and for ALiBi per head no difference was found" in index.best(table)
     alike = table[table.label == "ALiBi per head"]
     many = pd.concat([table, *[alike.assign(label=f"ALiBi {n}") for n in range(4)]], ignore_index=True)
-    assert "and for the other 5 no difference was found" in overview.best(many)
+    assert "and for the other 5 no difference was found" in index.best(many)
 
 
 def test_findings_are_computed(found):
-    groups = overview.standard(found)
-    table = comparison.frame(groups, overview.baseline())
-    need, best, where = overview.findings(groups, table, overview.baseline()).split("\n")
+    groups = index.standard(found)
+    table = comparison.frame(groups, index.baseline())
+    need, best, where = index.findings(groups, table, index.baseline()).split("\n")
     assert need.startswith("1. Without position information (NoPE): **37.7 % higher** perplexity than RoPE 25 %")
     assert "no difference was found" in best
     assert "is not settled" in where
     assert "nan" not in need + best + where
-    assert "moves RoPE 25 % between" in overview.luck(groups, overview.baseline())
+    assert "moves RoPE 25 % between" in index.luck(groups, index.baseline())
 
 
 def test_findings_claim_nothing_without_runs(found):
     groups = {"RoPE 25 %": found[:1]}
-    assert "not both on record" in overview.need(groups, "RoPE 25 %")
-    assert "not both on record" in overview.where(groups, "RoPE 25 %")
-    assert "is not known" in overview.luck(groups, "RoPE 25 %")
+    assert "not both on record" in index.need(groups, "RoPE 25 %")
+    assert "not both on record" in index.where(groups, "RoPE 25 %")
+    assert "is not known" in index.luck(groups, "RoPE 25 %")
 
 
 def test_an_encodings_results_are_all_its_runs(found):
-    table = overview.results("rope", found)
+    table = index.results("rope", found)
     assert list(table.seeds) == [3, 1]
-    assert list(overview.results("alibi", found).model) == ["ALiBi per head"]
-    assert overview.results("t5", found).empty
-    assert "No run with `t5` is on record yet" in overview.verdict("t5", found)
-    assert "ALiBi per head: no difference found from RoPE 25 %" in overview.verdict("alibi", found)
+    assert list(index.results("alibi", found).model) == ["ALiBi per head"]
+    assert index.results("t5", found).empty
+    assert "No run with `t5` is on record yet" in index.verdict("t5", found)
+    assert "ALiBi per head: no difference found from RoPE 25 %" in index.verdict("alibi", found)
 
 
 def test_the_explorer_holds_every_model(found):
-    text = overview.explorer(found)
+    text = index.explorer(found)
     assert "NaN" not in text
     for record in found:
         assert f'"label":"{record.label}"' in text
@@ -198,16 +200,16 @@ def test_the_explorer_holds_every_model(found):
 
 def test_the_pages_are_current():
     """The front page says what the records say now; each encoding's page, what its file says now."""
-    table, against = overview.headline()
-    said = overview.findings(overview.standard(overview.published()), table, against)
+    table, against = index.headline()
+    said = index.findings(index.standard(index.published()), table, against)
     front = nbformat.read(ROOT / "book/index.ipynb", as_version=4)
     assert said in [cell.source for cell in front.cells], "run `make pages` again"
     pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
     assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
     for name in ENCODINGS:
         page = nbformat.read(ROOT / "book/encodings" / f"{name}.ipynb", as_version=4)
-        assert page.cells[2].source == portrait.heading(name), f"{name}: run `make pages` again"
-        assert page.cells[-1].source == portrait.source(name), f"{name}: run `make pages` again"
+        assert page.cells[2].source == encoding_page.heading(name), f"{name}: run `make pages` again"
+        assert page.cells[-1].source == encoding_page.source(name), f"{name}: run `make pages` again"
 
 
 def test_pages_show_no_error_and_are_small():
@@ -236,7 +238,7 @@ def test_a_new_file_has_its_page(tmp_path):
         "        return -0.01 * (query_BT[:, None, :, None] - key_BS[:, None, None, :]).float() ** 2\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-m", "pe_core.pages", "mine"]
+    command = [sys.executable, "-m", "pe_core.site.pages", "mine"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     page = nbformat.read(tmp_path / "book/encodings/mine.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in page.cells)
@@ -267,20 +269,20 @@ def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
 
 
 def test_a_figure_is_described_by_its_own_data(found):
-    curves = comparison.curves(overview.standard(found))
-    looks = overview.looks(overview.standard(found))
-    words = plots.describe(plots.position_curves(curves, looks))
+    curves = comparison.curves(index.standard(found))
+    looks = index.looks(index.standard(found))
+    words = figures.describe(figures.position_curves(curves, looks))
     assert words.startswith("Perplexity by position by tokens the model has seen: RoPE 25 % from ")
     assert "NoPE from " in words
-    assert plots.describe(Figure()) == ""
-    forest = plots.describe(plots.forest(comparison.frame(overview.standard(found), "RoPE 25 %"), "RoPE 25 %"))
+    assert figures.describe(Figure()) == ""
+    forest = figures.describe(figures.forest(comparison.frame(index.standard(found), "RoPE 25 %"), "RoPE 25 %"))
     assert "NoPE +37.7 % (" in forest
     assert ", no difference found)" in forest
 
 
 def test_the_same_figure_is_the_same_bytes(found):
-    looks, history = overview.looks(overview.standard(found)), records.history(found[:9])
-    first, second = (svg(plots.learning_curves(history, looks)) for _ in range(2))
+    looks, history = index.looks(index.standard(found)), records.history(found[:9])
+    first, second = (svg(figures.learning_curves(history, looks)) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
     assert first.rstrip().endswith("</svg>")
@@ -290,7 +292,7 @@ def test_many_members_of_a_family_stay_apart():
     import pandas as pd
 
     frame = pd.DataFrame({"label": [f"R{n}" for n in range(12)], "family": "rotary"})
-    looks = plots.looks(frame)
+    looks = figures.looks(frame)
     assert len({(look["color"], look["linestyle"]) for look in looks.values()}) == 12
 
 
@@ -298,8 +300,8 @@ def test_many_members_of_a_family_stay_apart():
 
 
 def test_formulas_are_mathml():
-    assert book.mathml(r"\sqrt{K}") == "<math><msqrt><mi>K</mi></msqrt></math>"
-    assert 'display="block"' in book.mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", block=True)
+    assert sphinx.mathml(r"\sqrt{K}") == "<math><msqrt><mi>K</mi></msqrt></math>"
+    assert 'display="block"' in sphinx.mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", block=True)
 
 
 def test_docstrings_keep_their_signs():
@@ -314,15 +316,16 @@ def test_docstrings_keep_their_signs():
         "    n: a `name`, 2 * 3.",
         "        More.",
     ]
-    assert book.literal(lines) == [
+    assert sphinx.literal(lines) == [
         "y = a \\* \\|b\\_\\| for ``n`` tokens,", "", "::", "", "    x_m = 1", "", "where", "", "Args:",
         "    n: a ``name``, 2 \\* 3.", "        More.",
     ]  # fmt: skip
 
 
 def test_every_module_is_in_the_reference():
-    modules = book.modules()
-    assert {"attention", "book", "encodings", "metrics", "trainer"} <= set(modules)
+    modules = sphinx.modules()
+    assert {"attention", "encodings.base", "metrics", "site.sphinx", "studies.reversal.measure", "trainer"} <= set(modules)
+    assert not {"encodings.rope", "launch._server", "__main__"} & set(modules)
     source = ["before\n% every module\nafter"]
-    book._library(None, "api", source)
+    sphinx._library(None, "api", source)
     assert all(f".. automodule:: pe_core.{name}\n" in source[0] for name in modules)

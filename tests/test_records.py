@@ -6,10 +6,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from pe_core import plots, records
+from pe_core import records
 from pe_core.errors import RecordError
 from pe_core.metrics import HeldOut, summarise
 from pe_core.records import Record
+from pe_core.report import figures
 
 
 def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9):
@@ -133,7 +134,7 @@ def test_a_run_of_an_encoding_that_is_gone_stays_in_the_frame(tmp_path):
     made(tmp_path / "b", "no_such_encoding", "Gone")
     table = records.frame(runs=tmp_path)
     assert list(table.family) == ["none", "unknown"]
-    assert set(plots.looks(table)) == {"NoPE", "Gone"}
+    assert set(figures.looks(table)) == {"NoPE", "Gone"}
 
 
 def test_frame_is_tidy(tmp_path):

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from test_records import made
 
-from pe_core import comparison, note, overview, recipes, reproduction
+from pe_core import comparison, recipes
+from pe_core.site import index
 from pe_core.stats import Estimate
+from pe_core.studies.note import published, report
 
 
 def trained(folder, name, shift, luck, seeds=(1, 2, 3)):
@@ -29,19 +31,19 @@ def found(tmp_path):
 
 
 def test_models_are_found_by_what_they_are(found):
-    assert reproduction.group(found, "mla-alibi")[0].config["attention"] == "mla"
-    assert reproduction.group(found, "alibi-one")[0].label == "alibi-one"
-    assert reproduction.group(found, "alibi") is None  # the paper's slopes, not the note's one
-    assert reproduction.group(found, "rope-full") is None
+    assert report.group(found, "mla-alibi")[0].config["attention"] == "mla"
+    assert report.group(found, "alibi-one")[0].label == "alibi-one"
+    assert report.group(found, "alibi") is None  # the paper's slopes, not the note's one
+    assert report.group(found, "rope-full") is None
 
 
 def test_agreement_is_that_of_the_numbers(found):
-    table = reproduction.point_by_point(found).set_index("quantity")
+    table = report.point_by_point(found).set_index("quantity")
     assert table.loc["NoPE against RoPE 25 %, %", "the note"] == "+19.0"
     assert table.loc["NoPE against RoPE 25 %, %", "agreement"].startswith("the same direction")
     assert table.loc["order, lowest perplexity first", "agreement"] == "the same order"
     assert "cannot agree" in table.loc["NoPE, perplexity", "agreement"]
-    assert "cannot agree" in reproduction.agreement(table.reset_index())
+    assert "cannot agree" in report.agreement(table.reset_index())
 
 
 @pytest.mark.parametrize(
@@ -55,20 +57,20 @@ def test_agreement_is_that_of_the_numbers(found):
     ],
 )
 def test_a_direction_needs_an_interval(ours, said):
-    assert reproduction._direction(19.0, ours) == said
+    assert report._direction(19.0, ours) == said
 
 
 def test_mistakes_are_computed(found):
-    assert reproduction.mixed(found).startswith("The same ALiBi with latent attention: ")
-    pairs = reproduction.one_seed(found, "alibi-one")
+    assert report.mixed(found).startswith("The same ALiBi with latent attention: ")
+    pairs = report.one_seed(found, "alibi-one")
     assert len(pairs) == 9
     assert pairs["gap, %"].is_monotonic_increasing
     assert pairs["gap, %"].max() == pytest.approx(100 * math.expm1(0.05 + 3 * 0.02 - 0.01))
-    assert "between +4.1 and +10.5 %" in reproduction.luck(pairs)
+    assert "between +4.1 and +10.5 %" in report.luck(pairs)
 
 
 def test_one_quality_has_many_perplexities(found):
-    table = reproduction.tokenizers(found, (1.0, 2.0))
+    table = report.tokenizers(found, (1.0, 2.0))
     assert table["bits per byte"].nunique() == 1
     one, two = (float(table.perplexity[table["bytes per token"] == f"{n:.2f}"].iloc[0]) for n in (1, 2))
     assert two == pytest.approx(one**2, rel=0.05)
@@ -77,15 +79,15 @@ def test_one_quality_has_many_perplexities(found):
 
 
 def test_nothing_is_said_without_runs():
-    assert reproduction.point_by_point({}).empty
-    assert "nothing can be compared" in reproduction.agreement(reproduction.point_by_point({}))
-    assert "is not known" in reproduction.mixed({})
-    assert "Too few seeds" in reproduction.luck(reproduction.one_seed({}))
+    assert report.point_by_point({}).empty
+    assert "nothing can be compared" in report.agreement(report.point_by_point({}))
+    assert "is not known" in report.mixed({})
+    assert "Too few seeds" in report.luck(report.one_seed({}))
 
 
 def test_the_published_records_have_the_notes_models():
-    found = overview.most_text(overview.published())
-    assert reproduction.group(found, "none")
-    assert reproduction.group(found, "rope")
-    assert isinstance(reproduction.point_by_point(found), pd.DataFrame)
-    assert note.PERPLEXITY["NoPE"] == 504.6
+    found = index.most_text(index.published())
+    assert report.group(found, "none")
+    assert report.group(found, "rope")
+    assert isinstance(report.point_by_point(found), pd.DataFrame)
+    assert published.PERPLEXITY["NoPE"] == 504.6

@@ -14,13 +14,17 @@ from test_records import made
 from torch import nn
 from torch.nn import functional as F
 
-from pe_core import comparison, data, diagnostics, lengths, metrics, overview, plots, records, runner, tables, words
+from pe_core import comparison, data, metrics, records, runner
 from pe_core.config import Experiment
 from pe_core.data import dataset, tasks
 from pe_core.data.tasks import SYMBOLS, TASKS
 from pe_core.errors import ConfigError, CorpusError, RecordError
 from pe_core.loss import LossFunction
-from pe_core.studies.task_accuracy import measure
+from pe_core.report import figures, tables
+from pe_core.site import index
+from pe_core.studies.diagnostics import measure as diagnostics
+from pe_core.studies.extrapolation import lengths
+from pe_core.studies.task_accuracy import measure, report
 
 
 @pytest.fixture(params=list(TASKS))
@@ -438,14 +442,14 @@ def test_frames_figures_and_tables(trained, measured):
     assert (scores[scores.label == "Learned"].score == 0).all(), "no positions, no answers"
     assert len(measure.ranking(scores)) == 2
     assert measure.claims(scores).empty
-    looks = plots.looks(table)
-    for figure in (plots.tasks(table, looks), plots.depths(depths, looks), plots.answers(table)):
+    looks = figures.looks(table)
+    for figure in (report.accuracy_figure(table, looks), report.depths_figure(depths, looks), report.answers_figure(table)):
         figure.canvas.draw()
         plt.close(figure)
     html = (
-        tables.tasks(table).to_html()
-        + tables.tasks(table, "symbols").to_html()
-        + tables.claims(measure.claims(scores)).to_html()
+        report.accuracy_table(table).to_html()
+        + report.accuracy_table(table, "symbols").to_html()
+        + report.claims_table(measure.claims(scores)).to_html()
     )
     assert "chance" in html
     assert "2 ×" in html
@@ -470,7 +474,7 @@ def scored(levels, seeds=3, names=("copy", "last", "sort", "first")):
 
 
 def said_of(scores, learned=("copy", "last", "sort", "first"), asked=("copy", "last", "sort", "first", "parity")):
-    return words.tasks(measure.ranking(scores), measure.claims(scores), list(learned), list(asked))
+    return report.findings(measure.ranking(scores), measure.claims(scores), list(learned), list(asked))
 
 
 def test_the_papers_order_pair_by_pair():
@@ -500,22 +504,22 @@ def test_where_nothing_is_known_nothing_is_claimed():
 
 def test_an_encodings_page_shows_what_is_on_record(trained, tmp_path, monkeypatch):
     """Answers of published runs, without weights; and no perplexity of theirs stands beside one of text."""
-    monkeypatch.setattr(overview, "BOOK", tmp_path)
+    monkeypatch.setattr(index, "BOOK", tmp_path)
     made(tmp_path / "records" / "text-1", "none", "NoPE", 1)
     for record in trained[:3]:
         (tmp_path / "records" / record.run).mkdir()
         for name in ("record.json", "heldout.npz"):
             shutil.copyfile(record.folder / name, tmp_path / "records" / record.run / name)
-    assert [record.run for record in overview.published()] == ["text-1"]
-    assert {record.run for record in overview.of_tasks()} == {record.run for record in trained[:3]}
-    assert overview.answering(overview.answers("none", overview.of_tasks())) == "", "nobody asked these"
+    assert [record.run for record in index.published()] == ["text-1"]
+    assert {record.run for record in index.of_tasks()} == {record.run for record in trained[:3]}
+    assert index.answering(index.answers("none", index.of_tasks())) == "", "nobody asked these"
     cells = measure.evaluate(trained[0], count=20)
     asked = next(trained[0].folder.glob("task-*x20.json"))
     shutil.copyfile(asked, tmp_path / "records" / trained[0].run / asked.name.replace("x20", f"x{measure.COUNT}"))
-    table = overview.answers("none", overview.of_tasks())
+    table = index.answers("none", index.of_tasks())
     assert table.whole.tolist() == [cell["whole"] for cell in cells]
     assert set(table.label) == {"NoPE"}
-    assert overview.answering(table).startswith("## Questions with exact answers")
+    assert index.answering(table).startswith("## Questions with exact answers")
 
 
 def test_who_is_able_at_which_length():
@@ -526,10 +530,10 @@ def test_who_is_able_at_which_length():
     found = measure.able(pd.DataFrame(rows, columns=["label", "factor", "tokens", "whole"]).assign(task="copy"))
     assert found.labels.tolist() == [["a"], ["a"], []]
     said = "at up to 32 tokens, as in training, 1 of 2 (a), at 64 tokens 1 of 2 (a), at 128 tokens none of 2."
-    assert words.able(found) == f"**copy**, models that answer at least nine of ten questions right: {said}"
+    assert report.able(found) == f"**copy**, models that answer at least nine of ten questions right: {said}"
     beyond = pd.DataFrame(rows[2:4], columns=["label", "factor", "tokens", "whole"]).assign(task="copy")
     assert measure.able(beyond).beyond.all(), "nothing was asked within the trained length"
-    assert words.able(found[:0]) == "No task was given to all encodings."
+    assert report.able(found[:0]) == "No task was given to all encodings."
 
 
 def test_learned_is_nine_tenths_within_the_trained_length():

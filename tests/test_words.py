@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from test_records import made
 
-from pe_core import records, words
+from pe_core import records
+from pe_core.report import claims
+from pe_core.studies.note import report as note_report
 
 # As a run has them in memory, and as they come back from its record, where NaN is null.
 IN_MEMORY, READ_BACK = lambda record: record, lambda record: records.load(record.folder)
@@ -31,11 +33,11 @@ NONE = (math.nan, math.nan)
 
 def test_one_document_allows_no_conclusion(trained):
     ours, baseline = trained("ours", documents=1, shift=0.5), trained("baseline", documents=1)
-    for sentence in (words.comparison(ours, baseline), words.answer(ours, [baseline]), words.use_of_context(ours)):
+    for sentence in (claims.comparison(ours, baseline), claims.answer(ours, [baseline]), claims.use_of_context(ours)):
         assert "a single held-out document gives no interval, so nothing can be concluded" in sentence
         assert "**" not in sentence
         assert "nan" not in sentence
-    alone = words.answer(ours, [])
+    alone = claims.answer(ours, [])
     assert "(a single held-out document gives no interval)" in alone
     assert "nan" not in alone
 
@@ -45,21 +47,21 @@ def test_several_documents_without_an_interval_are_not_called_one(trained):
     record = trained("ours", documents=2)
     heldout = record.heldout
     heldout.losses[1, :16] = heldout.tokens[1, :16] = 0
-    assert "2 held-out documents give no interval, so nothing can be concluded" in words.use_of_context(record)
+    assert "2 held-out documents give no interval, so nothing can be concluded" in claims.use_of_context(record)
 
 
 def test_what_the_interval_shows_is_said(trained):
     ours, same, baseline = trained("ours", shift=0.5), trained("same"), trained("baseline")
-    assert words.comparison(ours, baseline).startswith("**ours has 64.9 % higher perplexity than baseline** (95 % interval ")
-    assert words.comparison(baseline, ours).startswith("**baseline has 39.3 % lower perplexity than ours** (")
-    assert words.comparison(same, baseline).startswith("**No difference found** between same and baseline: +0.0 % perplexity")
+    assert claims.comparison(ours, baseline).startswith("**ours has 64.9 % higher perplexity than baseline** (95 % interval ")
+    assert claims.comparison(baseline, ours).startswith("**baseline has 39.3 % lower perplexity than ours** (")
+    assert claims.comparison(same, baseline).startswith("**No difference found** between same and baseline: +0.0 % perplexity")
     assert "no difference found in perplexity, higher or lower, at positions 16–32 than at positions 0–16" in (
-        words.use_of_context(ours)
+        claims.use_of_context(ours)
     )
     ours.heldout.losses[:, 16:] -= ours.heldout.tokens[:, 16:]
-    assert "perplexity is 6" in words.use_of_context(ours)
-    assert "% lower at positions 16–32 than at positions 0–16 (95 % interval of the change −" in words.use_of_context(ours)
-    assert "(95 % interval " in words.answer(ours, [])
+    assert "perplexity is 6" in claims.use_of_context(ours)
+    assert "% lower at positions 16–32 than at positions 0–16 (95 % interval of the change −" in claims.use_of_context(ours)
+    assert "(95 % interval " in claims.answer(ours, [])
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_what_the_interval_shows_is_said(trained):
     ],
 )
 def test_the_ratio_needs_an_interval_too(trained, facts, ratio, said):
-    sentence = words.reversal([trained("ours", facts=facts, ratio=ratio)])
+    sentence = note_report.reversal([trained("ours", facts=facts, ratio=ratio)])
     assert said in sentence
     assert "nan" not in sentence
 
@@ -93,10 +95,10 @@ def test_of_many_models_a_sentence_names_the_largest_differences():
             "seeds": 3,
         }
     )
-    said = words.ranking(table, "RoPE").split("\n\n")
+    said = claims.ranking(table, "RoPE").split("\n\n")
     assert said[1] == (
         "Found better than RoPE: a −9.0 % [−10.0, −1.0]; b −8.0 % [−10.0, −1.0]; c −7.0 % [−10.0, −1.0]; 4 more."
     )
     assert said[2].startswith("Found worse than RoPE: h +2.0 % [")
-    said = words.ranking(table.assign(differs=False), "RoPE").split("\n\n")
+    said = claims.ranking(table.assign(differs=False), "RoPE").split("\n\n")
     assert said[1] == "**No difference found** from RoPE: a; b; c; d; e; f; g; h."

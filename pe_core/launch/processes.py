@@ -87,7 +87,7 @@ def prepare() -> None:
     from this one would inherit threads that hold locks; the server has none.)
     """
     if isinstance(context := _context(), ForkServerContext):
-        context.set_forkserver_preload(["pe_core.launch.server", "pe_core.launch.workers"])
+        context.set_forkserver_preload(["pe_core.launch._server", "pe_core.launch.workers"])
         forkserver.ensure_running()
 
 

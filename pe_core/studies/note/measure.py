@@ -61,6 +61,12 @@ def note_numbers(
     return {"facts": len(facts), **{name: estimate._asdict() for name, estimate in estimates.items()}}
 
 
+def recorded(record: Record) -> dict[str, Any] | None:
+    """What `reversal` found, where that is on record, so that no weights are needed."""
+    found: dict[str, Any] | None = record.metrics.get("reversal") or record.kept(_FILE)
+    return found
+
+
 def reversal(record: Record) -> dict[str, Any]:
     """`note_numbers` of a finished run, from its saved model. Computed once, then read from its folder; records of runs that
     were made while every run computed them hold them.
@@ -69,7 +75,7 @@ def reversal(record: Record) -> dict[str, Any]:
         RecordError: trained on a task, in whose tokens no sentence can be written.
     """
     record.need_text()
-    found: dict[str, Any] | None = record.metrics.get("reversal") or record.kept(_FILE)
+    found = recorded(record)
     if found is None:
         with progress.quiet_transformers():
             model = record.model().to(hardware.device("auto"))

@@ -84,36 +84,3 @@ def targets(record: dict[str, Any]) -> pd.DataFrame:
 
 def _over(of: Any, shape: str, contender: str) -> float:
     return float(of(shape, "ours", "peak_memory_mb") / of(shape, contender, "peak_memory_mb"))
-
-
-def sentence(record: dict[str, Any]) -> str:
-    """The answer: how many times faster, and how many targets were met."""
-    found, rows = targets(record), frame(record).set_index(["shape", "contender"])
-    faster = " and ".join(
-        f"**{rows.loc[(shape, DEFAULTS), 'ours_over_it']:.1f} times** at {shape.split(',')[0]}"
-        for shape in (NANO, PYTHIA)
-        if (shape, DEFAULTS) in rows.index
-    )
-    known = found[found.measured.notna()]
-    return (
-        f"Training here runs {faster} as fast as the Trainer of transformers at its defaults, on the same {record['device']} "
-        f"({record['threads']} threads). Of {len(known)} targets {int(known.met.sum())} were met."
-    )
-
-
-def conditions(record: dict[str, Any]) -> str:
-    """On what, with what and how often the record was measured."""
-    versions = record["versions"]
-    return (
-        f"Measured on {record['created'][:10]}: {record['device']}, {record['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, commit {versions['git']}; {record['rounds']} rounds, contenders in turn."
-    )
-
-
-def slow(record: dict[str, Any], least: float = 0.6) -> str:
-    """Which encodings train slower than that share of the speed without one; their own pages count their operations."""
-    found = sorted((relative, name) for name, relative in by_encoding(record).items() if relative < least)
-    if not found:
-        return f"No encoding trains at less than {least:g} of the speed without one."
-    named = ", ".join(f"[{name}](../encodings/{name}.html) ({relative:.2f})" for relative, name in found)
-    return f"Below {least:g}: {named}. Their pages say what they compute beyond the scores, and how many operations that takes."

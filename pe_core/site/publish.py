@@ -1,4 +1,4 @@
-"""From executed notebooks to the book: `python -m pe_core.publish show|clean|picture|records …` (called by make)."""
+"""From executed notebooks to the book: `python -m pe_core.site.publish show|clean|picture|records …` (called by make)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def show(notebook: Path) -> None:
 def clean(notebook: Path) -> None:
     """Take out of an executed notebook what does not belong on a page: times and paths of the machine, warnings and
     progress on stderr, and the cell papermill injected (its values show in the settings table). What a figure says about
-    itself (`plots.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the Markdown it
+    itself (`figures.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the Markdown it
     displayed: only text of the page itself can hold headings, citations and links to other pages."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("papermill", None)

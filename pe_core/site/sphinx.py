@@ -21,7 +21,7 @@ PREVIEW = "_static/preview.png"
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Called by Sphinx, where `pe_core.book` is among the extensions of `_config.yml`."""
+    """Called by Sphinx, where `pe_core.site.sphinx` is among the extensions of `_config.yml`."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("html-page-context", _preview)
     app.connect("html-page-context", _without_thebe, priority=900)
@@ -114,9 +114,9 @@ def _library(app: Any, page: str, source: list[str]) -> None:
 
 
 def modules() -> list[str]:
-    """Names of the library's public modules."""
-    found = pkgutil.iter_modules(pe_core.__path__)
-    return sorted(module.name for module in found if not module.name.startswith("_"))
+    """Names of the library's public modules, below `pe_core`. Encodings have pages of their own."""
+    found = [module.name.removeprefix("pe_core.") for module in pkgutil.walk_packages(pe_core.__path__, "pe_core.")]
+    return sorted(name for name in found if not re.search(r"(^|\.)_|^encodings\.(?!base$)|^harness", name))
 
 
 def _section(module: str) -> str:

@@ -25,9 +25,9 @@ def begin() -> None:
             and runs for an hour with the default), or something else than True or False for a switch.
     """
     processes.prepare()  # before figures load theirs: on another core, in as many seconds
-    from pe_core import plots
+    from pe_core.report import figures
 
-    plots.style()
+    figures.style()
     try:
         from IPython.core.getipython import get_ipython
     except ImportError:

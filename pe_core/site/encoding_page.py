@@ -19,13 +19,14 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pe_core import encodings, paths, plots
+from pe_core import encodings, paths
 from pe_core.config import PRESETS
 from pe_core.encodings import ENCODINGS
 from pe_core.encodings.base import Encoding
 from pe_core.errors import LabError
 from pe_core.model import LabForCausalLM
 from pe_core.model_config import LabConfig
+from pe_core.report import figures
 from pe_core.schema import Strict
 
 Floats = NDArray[np.float64]
@@ -111,7 +112,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
         squeeze=False,
         sharex=True,
         sharey=True,
-        figsize=(plots.WIDTH, (3.6 if len(heads) == 1 else 0.6) + (0 if len(heads) == 1 else 2.2 * rows)),
+        figsize=(figures.WIDTH, (3.6 if len(heads) == 1 else 0.6) + (0 if len(heads) == 1 else 2.2 * rows)),
     )
     limit = max(0.5, float(np.nanmax(np.abs(relative))))  # what is hardly there should look so
     for ax in axes.flat[len(heads) :]:
@@ -126,7 +127,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
     said = (
         f"Score of each key for each query where all tokens are the same, {tokens} tokens. The last query gives the first key"
     )
-    return plots.say(figure, f"{said}, against itself: {', '.join(ends)} nats.")
+    return figures.say(figure, f"{said}, against itself: {', '.join(ends)} nats.")
 
 
 def _nats(value: float) -> str:
@@ -134,18 +135,20 @@ def _nats(value: float) -> str:
 
 
 def _nothing(name: str, tokens: int) -> Figure:
-    figure, ax = plt.subplots(figsize=(plots.WIDTH, 2.4))
-    ax.plot(range(tokens), np.zeros(tokens), color=plots.FAMILY_COLOURS["none"])
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 2.4))
+    ax.plot(range(tokens), np.zeros(tokens), color=figures.FAMILY_COLOURS["none"])
     ax.set(title="Score by distance: the same for every key", xlabel="distance, tokens", ylabel="nats", ylim=(-1, 1))
-    return plots.say(figure, f"{ENCODINGS[name].title}, as training starts, gives every key the same score at every distance.")
+    return figures.say(
+        figure, f"{ENCODINGS[name].title}, as training starts, gives every key the same score at every distance."
+    )
 
 
 def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
     """Score by distance from the last query, one line a head, over the length trained at; and the weights they make."""
-    colour = plots.FAMILY_COLOURS.get(ENCODINGS[name].family, "#666666")
+    colour = figures.FAMILY_COLOURS.get(ENCODINGS[name].family, "#666666")
     weights = attention(name, options)[:, -1, ::-1]
     relative = scores(name, options)[:, -1, ::-1]
-    figure, axes = plt.subplots(2, 1, sharex=True, figsize=(plots.WIDTH, 5.4))
+    figure, axes = plt.subplots(2, 1, sharex=True, figsize=(figures.WIDTH, 5.4))
     said = []
     alike = len(np.unique(relative.round(4), axis=0)) == 1
     for head, (of_scores, of_weights) in enumerate(zip(relative, weights, strict=True)):
@@ -170,7 +173,7 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
             handlelength=1.8,
         )
     about = f"Score and attention weight by distance, up to {SEQ_LEN} tokens, where all tokens are the same: "
-    return plots.say(figure, f"{about}{'; '.join(said)}.")
+    return figures.say(figure, f"{about}{'; '.join(said)}.")
 
 
 def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None:
@@ -179,7 +182,7 @@ def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None
     if cosines is None or not (np.abs(cosines - 1) > 1e-6).any():
         return None
     turning = np.flatnonzero(np.abs(cosines - 1).max(axis=1) > 1e-6)
-    figure, ax = plt.subplots(figsize=(plots.WIDTH, 3.4))
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 3.4))
     shown = ax.imshow(cosines[turning], cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     ax.set(title="Turn of each dimension of a query", xlabel="position", ylabel="dimension of the head")
     every = max(1, -(-len(turning) // 16))
@@ -187,7 +190,7 @@ def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, label="cosine of the angle")
     said = f"Cosine of the angle by which a query has turned, by dimension and position: {len(turning)} of {len(cosines)} turn."
-    return plots.say(figure, said)
+    return figures.say(figure, said)
 
 
 def turning(name: str) -> str:

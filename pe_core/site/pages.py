@@ -1,4 +1,4 @@
-"""The site's own pages, made from the records and encodings there are: `python -m pe_core.pages [ENCODING …]`, or `make pages`.
+"""The site's own pages, made from the records and encodings there are: `python -m pe_core.site.pages`, or `make pages`.
 
 Each notebook in `notebooks/pages` is a page; `encoding.ipynb` is one for every encoding. All run in one kernel, which loads
 torch once: thirty pages take well under a minute.
@@ -16,16 +16,18 @@ from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from pe_core import overview, paths, plots, publish
+from pe_core import paths
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, unknown
+from pe_core.report import figures
+from pe_core.site import index, publish
 
 TEMPLATES = paths.ROOT / "notebooks" / "pages"
 # Where each notebook's page stands in the book. The front page comes last: it lists the others.
 _SINGLE = {"gallery": "encodings/index", "results": "results", "index": "index"}
 
 
-def make(names: Sequence[str] | None = None, book: Path = overview.BOOK) -> list[Path]:
+def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Path]:
     """Execute the page notebooks into the book, and take out the pages of encodings that are gone.
 
     Args:
@@ -76,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encodings", nargs="*", help="only these encodings' pages, beside the pages of all")
     made = make(parser.parse_args().encodings or None)
-    plots.preview(*overview.headline(), overview.BOOK / "_static" / "preview.png")
+    figures.preview(*index.headline(), index.BOOK / "_static" / "preview.png")
     print(f"{len(made)} pages made.")
 
 

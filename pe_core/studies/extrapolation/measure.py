@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pe_core import comparison, encodings, hardware, lengths, metrics, progress, records, stats
+from pe_core import comparison, encodings, hardware, metrics, progress, records, stats
 from pe_core.errors import ConfigError
 from pe_core.launch import processes
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
+from pe_core.studies.extrapolation import lengths
 
 LAST = 64  # tokens at the end of a window, scored at every length
 _VERSION = 1  # part of the file's name: raise it when the code below measures something else

@@ -16,24 +16,15 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pe_core import (
-    comparison,
-    diagnostics,
-    encodings,
-    extrapolation,
-    metrics,
-    paths,
-    plots,
-    recipes,
-    records,
-    stats,
-    tables,
-    words,
-)
+from pe_core import comparison, encodings, metrics, paths, recipes, records, stats
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
 from pe_core.records import Record
+from pe_core.report import claims, figures, tables
+from pe_core.studies.diagnostics import measure as diagnostics
+from pe_core.studies.diagnostics import report as diagnostics_report
+from pe_core.studies.extrapolation import measure as extrapolation
 from pe_core.studies.task_accuracy import measure as task_accuracy
 
 BOOK = paths.ROOT / "book"
@@ -100,7 +91,7 @@ def need(found: Groups, against: str, without: str = "NoPE") -> str:
     """First finding: what position information is worth."""
     if without not in found or against not in found:
         return f"{without} and {against} are not both on record, so what position information is worth is not known."
-    return words.paired(
+    return claims.paired(
         f"Without position information ({without})", comparison.difference(found[without], found[against]), against
     )
 
@@ -167,7 +158,7 @@ def caveats(found: Groups, against: str) -> str:
     group = found.get(against) or next(iter(found.values()))
     fewer = [f"{label} ({len(runs)})" for label, runs in found.items() if len(runs) < len(group)]
     said = [
-        f"Each model: {words.scale(group)}",
+        f"Each model: {claims.scale(group)}",
         f"Fewer seeds have {', '.join(fewer)}." if fewer else "",
         luck(found, against),
         "A model this small has learned little: what helps it need not help a large one.",
@@ -177,7 +168,7 @@ def caveats(found: Groups, against: str) -> str:
 
 def looks(found: Groups) -> dict[str, dict[str, Any]]:
     """Colour and dash of each model."""
-    return plots.looks(records.frame([record for group in found.values() for record in group]))
+    return figures.looks(records.frame([record for group in found.values() for record in group]))
 
 
 def verdict(name: str, found: Sequence[Record]) -> str:
@@ -194,7 +185,7 @@ def verdict(name: str, found: Sequence[Record]) -> str:
         if group[0].config["encoding"] != name or label == baseline():
             continue
         if baseline() in groups:
-            said.append(words.paired(label, comparison.difference(group, groups[baseline()]), baseline()))
+            said.append(claims.paired(label, comparison.difference(group, groups[baseline()]), baseline()))
     if baseline() in groups and groups[baseline()][0].config["encoding"] == name:
         said.append(f"{baseline()} is what the other encodings are compared with.")
     return "\n\n".join([*said, "Every run on record with it, beside RoPE and NoPE where those were trained alike:"])
@@ -255,7 +246,7 @@ def gallery(families: Sequence[str] = ()) -> str:
     """
     shown = [name for name in ENCODINGS if (BOOK / "encodings" / f"{name}.ipynb").exists()]
     shown = [name for name in shown if not families or family(name) in families]
-    rows = sorted(shown, key=lambda name: (list(plots.FAMILY_COLOURS).index(family(name)), ENCODINGS[name].year, name))
+    rows = sorted(shown, key=lambda name: (list(figures.FAMILY_COLOURS).index(family(name)), ENCODINGS[name].year, name))
     said, before = [], ""
     for name in rows:
         if family(name) != before:
@@ -278,7 +269,7 @@ _FAMILIES = {
 
 def family(name: str) -> str:
     """An encoding's family, as far as it is a known one."""
-    return known if (known := ENCODINGS[name].family) in plots.FAMILY_COLOURS else "none"
+    return known if (known := ENCODINGS[name].family) in figures.FAMILY_COLOURS else "none"
 
 
 def _first(cls: type[Any]) -> str:
@@ -417,7 +408,7 @@ def heads(looked: Sequence[Record]) -> Figure | None:
         return None
     found = [diagnostics.diagnose(record) for record in looked]
     even = diagnostics.summary(looked, found).iloc[-1]
-    return plots.heads(diagnostics.heads(looked, found), plots.looks(records.frame(list(looked))), even)
+    return diagnostics_report.heads_figure(diagnostics.heads(looked, found), figures.looks(records.frame(list(looked))), even)
 
 
 def explorer(found: Sequence[Record]) -> str:
@@ -431,7 +422,7 @@ def explorer(found: Sequence[Record]) -> str:
 def _setting(group: Sequence[Record]) -> dict[str, Any]:
     found = comparison.groups(group)
     frame = comparison.frame(found, baseline()) if baseline() in found else None
-    looks = plots.looks(records.frame(list(group)))
+    looks = figures.looks(records.frame(list(group)))
     return {"name": named(group), "models": [_model(label, found, frame, looks) for label in found]}
 
 

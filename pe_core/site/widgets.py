@@ -12,12 +12,18 @@ import torch
 from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 
-from pe_core import paths, plots, portrait, records
+from pe_core import paths, records
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, LabError, RecordError, unknown
 from pe_core.records import Record
+from pe_core.report import figures
+from pe_core.site import encoding_page
 
-PICTURES = {"scores by query and key": portrait.picture, "scores by distance": portrait.kernel, "rotation": portrait.rotations}
+PICTURES = {
+    "scores by query and key": encoding_page.picture,
+    "scores by distance": encoding_page.kernel,
+    "rotation": encoding_page.rotations,
+}
 
 
 def option(field: FieldInfo, text: str) -> Any:
@@ -135,7 +141,7 @@ def attention_map(tokens: list[str], weights: np.ndarray[Any, Any], layer: int) 
         raise ConfigError(unknown("layer", layer, map(str, range(len(weights)))))
     heads = weights[layer]
     rows = -(-len(heads) // 2)
-    figure, axes = plt.subplots(rows, 2, squeeze=False, figsize=(2 * plots.WIDTH, 4.6 * rows))
+    figure, axes = plt.subplots(rows, 2, squeeze=False, figsize=(2 * figures.WIDTH, 4.6 * rows))
     ticks = range(0, len(tokens), -(-len(tokens) // 32))
     for ax in axes.flat[len(heads) :]:
         ax.remove()
@@ -147,7 +153,7 @@ def attention_map(tokens: list[str], weights: np.ndarray[Any, Any], layer: int) 
         ax.grid(visible=False)
     nearest = [float((shown * np.subtract.outer(range(len(tokens)), range(len(tokens)))).sum(1).mean()) for shown in heads]
     said = "; ".join(f"head {head} looks {distance:.1f} tokens back on average" for head, distance in enumerate(nearest))
-    return plots.say(figure, f"Attention in layer {layer} over {len(tokens)} tokens: {said}.")
+    return figures.say(figure, f"Attention in layer {layer} over {len(tokens)} tokens: {said}.")
 
 
 def models_panel(runs_dir: str | None = None) -> Any:
