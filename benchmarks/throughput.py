@@ -40,12 +40,12 @@ def ours(preset: str, B: int, T: int, encoding: str = "rope") -> Step:
     """pe_core's trainer."""
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
-    from pe_core.trainer import Stepper
+    from pe_core.trainer import TrainStep
 
     experiment = Experiment(encoding=encoding, preset=preset, seq_len=T, batch_size=B).resolved()
     model = LabForCausalLM(LabConfig.of(experiment)).initialise(0)
-    stepper = Stepper(model, experiment)
-    return lambda tokens: stepper(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) and None
+    train_step = TrainStep(model, experiment)
+    return lambda tokens: train_step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) and None
 
 
 def evaluation(preset: str, B: int, T: int) -> Step:

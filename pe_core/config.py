@@ -140,7 +140,7 @@ class Experiment(Strict):
         if self.attention != "mla":
             return {}
         kv_dim, rope_dim = latent_dims(preset.hidden, preset.heads, self.kv_dim, self.rope_dim)
-        if encodings.rotates(self.encoding):
+        if encodings.transforms_qk(self.encoding):
             return {"kv_dim": kv_dim, "rope_dim": rope_dim}
         if self.rope_dim is not None:
             raise ConfigError(f"rope_dim={self.rope_dim}: encoding '{self.encoding}' rotates nothing")

@@ -29,7 +29,7 @@ class LossFunction:
         self.bf16 = experiment.precision == "bf16"
         self.all_scored = experiment.task is None
         self.compiled = experiment.compile == "on"
-        self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss, model.asked_loss)}
+        self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss, model.masked_loss)}
         if self.compiled:
             self._functions = {
                 name: torch.compile(function, fullgraph=True, dynamic=False) for name, function in self._functions.items()
@@ -40,7 +40,7 @@ class LossFunction:
         if not self.all_scored:
             at_N, targets_N = _asked(targets_BT)
             if _FEW * len(at_N) <= targets_BT.numel() and not self.model.in_chunks(targets_N):
-                return self._compute("asked_loss", inputs_BT, at_N, targets_N)
+                return self._compute("masked_loss", inputs_BT, at_N, targets_N)
             return self.each(inputs_BT, targets_BT).sum() / (targets_BT >= 0).sum()
         if self.model.in_chunks(targets_BT):
             return self._compute("chunked_loss", inputs_BT, targets_BT)

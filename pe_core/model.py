@@ -105,7 +105,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError(unknown("attention_kind", config.attention_kind, ATTENTIONS))
         self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoding = encodings.build(config.encoding, config.encoding_options or {}, config.shape)
-        self.layers = nn.ModuleList(Layer(config, self.encoding.at(i), i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, self.encoding.for_layer(i), i) for i in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -118,7 +118,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     generator = torch.Generator(parameter.device).manual_seed(int(torch.randint(2**62, ())))
-                    self.encoding.initialise(name, parameter, generator)
+                    self.encoding.init_parameter(name, parameter, generator)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.embed_out
@@ -134,7 +134,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             if name.startswith("encoding."):
-                self.encoding.initialise(name.removeprefix("encoding."), parameter, generator)
+                self.encoding.init_parameter(name.removeprefix("encoding."), parameter, generator)
             elif parameter.ndim > 1:
                 parameter.normal_(0, self.config.initializer_range, generator=generator)
             else:
@@ -170,7 +170,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         mean: Tensor = _ChunkedLoss.apply(x_ND, self.embed_out.weight, targets.flatten(), self._chunk)  # type: ignore[no-untyped-call]
         return mean
 
-    def asked_loss(self, input_ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    def masked_loss(self, input_ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """The mean of `losses` over some tokens, whose logits alone are computed.
 
         Args:

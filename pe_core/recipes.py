@@ -64,7 +64,7 @@ def encodings_frame(preset: str = "nano", seq_len: int = 128) -> pd.DataFrame:
                 "label": encodings.label(name, {}),
                 "family": cls.family,
                 "parameters": sum(parameter.numel() for parameter in built.parameters()),
-                "explicit_scores": cls.scores is not Encoding.scores or cls.weights is not Encoding.weights,
+                "explicit_scores": cls.scores is not Encoding.scores or cls.attention_weights is not Encoding.attention_weights,
                 "extrapolates": cls.extrapolates,
                 "paper": cls.paper,
                 "year": cls.year,

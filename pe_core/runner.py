@@ -51,7 +51,7 @@ def run(
     process.tune()
     experiment = experiment.resolved()
     root = paths.runs(runs)
-    distributed.share(experiment.batch_size)  # refused before any data is read
+    distributed.local_rows(experiment.batch_size)  # refused before any data is read
     distributed.join(experiment.device)
     prepared = _prepared(experiment, root / ".cache")
     folder = root / run_id(experiment, prepared)
@@ -77,10 +77,10 @@ def run(
         return True, start
 
     try:
-        train, start = distributed.first(begin)
+        train, start = distributed.on_rank_zero(begin)
         if train:
             _train_and_measure(experiment, prepared, folder, label, start)
-        distributed.first(lambda: (folder / records.CHECKPOINT).unlink(missing_ok=True))
+        distributed.on_rank_zero(lambda: (folder / records.CHECKPOINT).unlink(missing_ok=True))
         return records.load(folder)  # as anyone will read it, not as it was in memory
     finally:
         lock.release()
@@ -90,7 +90,7 @@ def run(
 def _prepared(experiment: Experiment, cache: Path) -> Data:
     """Its data. Of several processes, the first one makes what the others then find in the cache."""
     made: list[Data] = []
-    distributed.first(lambda: made.append(data.prepare(experiment, cache)))
+    distributed.on_rank_zero(lambda: made.append(data.prepare(experiment, cache)))
     return made[0] if made else data.prepare(experiment, cache)
 
 
@@ -152,7 +152,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
 
     measuring = time.perf_counter()
     losses_MT = compute.evaluate(prepared.heldout)
-    loss = metrics.mean_loss(losses_MT, prepared.scored)
+    loss = metrics.mean_loss(losses_MT, prepared.loss_mask)
     if experiment.device == "cpu" and loss != state.best_loss:
         # The note's first mistake was metrics from other weights than those reported. Here that is an error.
         raise TrainingError(
@@ -160,7 +160,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
             f"epoch {state.best_epoch} had {state.best_loss:.9f}; was the code edited meanwhile? A fresh run starts again"
         )
     sizes = prepared.token_bytes[dataset.token_ids(prepared.heldout[:, 1:])]
-    heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.scored)
+    heldout = HeldOut.of(losses_MT, prepared.heldout_documents, sizes, prepared.loss_mask)
     measured = metrics.summarise(heldout)
 
     if distributed.rank() > 0:

@@ -56,7 +56,7 @@ def sweep(
     workers = min(workers or most, len(set(names)))
     labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
-        processes.each(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
+        processes.map_processes(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
         return [records.load(runs / name) for name in names]
     found: dict[str, Record] = {}
     failures: dict[str, Exception] = {}

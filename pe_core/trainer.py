@@ -33,7 +33,7 @@ _ABSURD_LOSS = 100.0  # nats a token; guessing blindly costs 8 to 11
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come: all that a checkpoint holds besides the weights and the optimizer's state."""
 
     epoch: int = 1  # the one being trained, from 1
@@ -52,7 +52,7 @@ class Progress:
 
 def train(
     model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path, log: Log | None = None
-) -> tuple[Progress, LossFunction]:
+) -> tuple[TrainState, LossFunction]:
     """Train until the held-out loss has not improved for `patience` epochs, and restore the best epoch's weights.
 
     Resumes from the checkpoint in `folder` where there is one. Prints one line per epoch, as the results note does, and
@@ -66,8 +66,8 @@ def train(
     """
     device = torch.device(experiment.device)
     model.to(device).train()
-    stepper = Stepper(model, experiment)
-    compute, optimizer = stepper.compute, stepper.optimizer
+    train_step = TrainStep(model, experiment)
+    compute, optimizer = train_step.compute, train_step.optimizer
     state, best = _load(folder, model, optimizer, device)
     torch.set_num_threads(state.threads)
     for row in state.history:
@@ -83,7 +83,7 @@ def train(
                 continue
             began = time.perf_counter()
             inputs, targets = tensors(batch, device)
-            loss, norm = stepper(inputs, targets)
+            loss, norm = train_step(inputs, targets)
             if not math.isfinite(loss + norm):
                 raise TrainingError(
                     f"run {folder.name}: not finite at epoch {state.epoch}, step {step + 1} of {steps} (loss {loss:g}, "
@@ -102,7 +102,7 @@ def train(
         bar.close()
 
         began = time.perf_counter()
-        val_loss = mean_loss(compute.evaluate(data.heldout), data.scored)
+        val_loss = mean_loss(compute.evaluate(data.heldout), data.loss_mask)
         state.eval_seconds += time.perf_counter() - began
         if not val_loss < _ABSURD_LOSS:
             raise TrainingError(
@@ -128,13 +128,13 @@ def train(
     return state, compute
 
 
-class Stepper:
+class TrainStep:
     """One training step: loss, gradients, clipping, AdamW. Of several processes each takes its rows of the batch."""
 
     def __init__(self, model: LabForCausalLM, experiment: Experiment) -> None:
         assert experiment.lr is not None, "a resolved experiment has a learning rate"
         self.parameters, self.clip = list(model.parameters()), experiment.clip
-        self.compute, self.rows = LossFunction(model, experiment), distributed.share(experiment.batch_size)
+        self.compute, self.rows = LossFunction(model, experiment), distributed.local_rows(experiment.batch_size)
         fused = not experiment.device.startswith("mps")
         self.optimizer = torch.optim.AdamW(self.parameters, lr=experiment.lr, weight_decay=experiment.weight_decay, fused=fused)
         # AdamW would allocate its moments at the end of the first step, in the holes that activations have just left, which
@@ -153,7 +153,7 @@ class Stepper:
         """
         loss = self._loss(inputs_BT, targets_BT)
         loss.backward()  # type: ignore[no-untyped-call]
-        distributed.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        distributed.all_reduce_sum([loss, *(p.grad for p in self.parameters if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         loss_value, norm_value = loss.item(), norm.item()
         if math.isfinite(loss_value + norm_value):
@@ -175,7 +175,7 @@ def _copy(model: LabForCausalLM) -> dict[str, Tensor]:
 
 
 def _save(
-    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: Progress, best: dict[str, Tensor]
+    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState, best: dict[str, Tensor]
 ) -> None:
     """Write beside, then rename: the checkpoint on disk is always a whole one. Of several processes the first one writes."""
     if distributed.rank() > 0:
@@ -191,17 +191,17 @@ def _save(
 
 def _load(
     folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[Progress, dict[str, Tensor]]:
+) -> tuple[TrainState, dict[str, Tensor]]:
     path = folder / CHECKPOINT
     if not path.exists():
-        return Progress(), {}
+        return TrainState(), {}
     first = _copy(model)
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch reads a file with flipped bits without a word
                 raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location=device, weights_only=True)
-        state = Progress(**content["state"])
+        state = TrainState(**content["state"])
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
     except (MemoryError, torch.OutOfMemoryError):
@@ -209,7 +209,7 @@ def _load(
     except Exception as error:  # zip, pickle and torch each have kinds of their own
         progress.say(f"The checkpoint of {folder.name} cannot be read ({type(error).__name__}); starting again.")
         model.load_state_dict(first)
-        return Progress(), {}
+        return TrainState(), {}
     if not state.finished:
         progress.say(f"Resuming {folder.name} at epoch {state.epoch}, step {state.step + 1}.")
     return state, content["best"]

@@ -95,7 +95,7 @@ def test_a_bias_towards_later_keys_changes_nothing(path):
 @pytest.mark.parametrize("bias", ["no bias", "full bias"])
 @pytest.mark.parametrize("padded", [False, True], ids=["causal", "padded"])
 def test_queries_may_be_wider_than_values(path, bias, padded):
-    """An encoding's `rotate` may append dimensions; the scale does not follow."""
+    """An encoding's `transform_qk` may append dimensions; the scale does not follow."""
     q, k, v, bias, positions, visible = inputs(4, 9, bias, padded)
     wide_q, wide_k = (torch.cat((x, x[..., :2] + 1), -1) for x in (q, k))
     expected, _ = softmax_loop(wide_q, wide_k, v, bias, visible, scale=0.7)
@@ -141,12 +141,12 @@ def test_a_bias_by_distance_is_stated_where_there_is_one(tiny, encoding):
 
     def bias(shift):
         q, k = torch.randn(2, 1, shape.heads, 9, shape.head_dim, generator=generator)
-        kept = hooks.keep(torch.randn(1, 9, shape.hidden, generator=generator), positions)
-        found = hooks.bias(q, k, positions + shift, positions + shift, kept)
+        token_state = hooks.token_state(torch.randn(1, 9, shape.hidden, generator=generator), positions)
+        found = hooks.bias(q, k, positions + shift, positions + shift, token_state)
         return None if found is None else found.expand(1, shape.heads, 9, 9).tril()
 
     one, other = bias(0), bias(500)
-    only = all(getattr(cls, hook) is getattr(Encoding, hook) for hook in ("keep", "scores", "weights"))
+    only = all(getattr(cls, hook) is getattr(Encoding, hook) for hook in ("token_state", "scores", "attention_weights"))
     assert hooks.bias_by_distance == (only and one is not None and torch.allclose(one, other, atol=1e-5))
 
 

@@ -96,9 +96,9 @@ def test_frame_sentences_tables_and_figures(trained):
     shown = tables.comparison(table, "RoPE").to_html()
     assert shown.index("ALiBi") < shown.index("NoPE")
     assert "rope-1" in tables.runs(trained).to_html()
-    looks = figures.looks(records.frame(trained))
-    for figure in (figures.forest(table, "RoPE"), figures.learning_curves(records.history(trained), looks),
-                   figures.position_curves(comparison.curves(found), looks)):  # fmt: skip
+    styles = figures.styles(records.frame(trained))
+    for figure in (figures.forest(table, "RoPE"), figures.learning_curves(records.history(trained), styles),
+                   figures.position_curves(comparison.curves(found), styles)):  # fmt: skip
         assert figure.axes
         figures.plt.close(figure)
 

@@ -189,7 +189,7 @@ def test_wavelengths_say_when_a_dimension_is_back(name, options, turning):
         q = torch.randn(1, 4, 1, 16)
         at = torch.tensor([[710]])  # 113 turns of 2π, to five digits
         assert 710 / float(waves[0]) == pytest.approx(113, abs=1e-4)
-        turned, _ = hooks.rotate(q, q, at, None)
+        turned, _ = hooks.transform_qk(q, q, at, None)
         torch.testing.assert_close(turned[..., [0, 4]], q[..., [0, 4]], atol=0.02, rtol=0)
         assert waves[0] == waves[4]
 
@@ -255,13 +255,13 @@ def test_frames_figures_and_tables(trained, found):
     assert summary.distance_low.notna().tolist() == [True, False, False, False]
     assert set(values[values.label == "NoPE"].band) == {"still"}
     assert (values.ratio >= 1).all() or (values[values.band == "still"].ratio >= 1).all()
-    looks = figures.looks(records.frame(trained))
+    styles = figures.styles(records.frame(trained))
     for figure in (
-        report.probes_figure(probes, looks),
-        report.order_figure(order, looks),
-        report.heads_figure(heads, looks, summary.iloc[-1]),
-        report.profiles_figure(measure.profiles(trained, found), looks),
-        report.norms_figure(measure.norms(trained, found), looks),
+        report.probes_figure(probes, styles),
+        report.order_figure(order, styles),
+        report.heads_figure(heads, styles, summary.iloc[-1]),
+        report.profiles_figure(measure.profiles(trained, found), styles),
+        report.norms_figure(measure.norms(trained, found), styles),
     ):
         figure.canvas.draw()
         plt.close(figure)
@@ -316,7 +316,7 @@ def test_the_answer_follows_the_intervals():
 
 def test_several_are_looked_into_at_once(trained, found, monkeypatch):
     asked = []
-    monkeypatch.setattr(measure.parallel, "each", lambda function, jobs, workers: asked.extend(jobs))
+    monkeypatch.setattr(measure.processes, "map_processes", lambda function, jobs, workers: asked.extend(jobs))
     again = measure.diagnose_all(trained[:2], 20)
     assert asked == [record.run for record in trained[:2]]
     assert isinstance(again[0], Diagnosis)

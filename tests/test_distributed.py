@@ -32,9 +32,9 @@ def test_one_process_is_the_first_of_one(monkeypatch):
     monkeypatch.setenv("RANK", "3")  # as another program may have set it
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert (distributed.rank(), distributed.processes()) == (0, 1)
-    assert distributed.share(7) == slice(0, 7)
+    assert distributed.local_rows(7) == slice(0, 7)
     assert distributed.gather("value") == ["value"]
-    assert distributed.first(lambda: "value") == "value"
+    assert distributed.on_rank_zero(lambda: "value") == "value"
     distributed.join("cuda:1")
 
 
@@ -42,7 +42,7 @@ def test_shares_are_the_batch(one_of):
     rows = []
     for rank in range(3):
         one_of(rank, 3)
-        rows += range(12)[distributed.share(12)]
+        rows += range(12)[distributed.local_rows(12)]
     assert rows == list(range(12))
 
 
@@ -86,7 +86,7 @@ def test_parts_add_up_to_the_mean_of_the_whole_batch(one_of, monkeypatch, kind, 
         targets = targets.where(torch.arange(12) >= torch.arange(8)[:, None] + 4, -100)
 
     def loss_and_gradients():
-        loss = trainer.Stepper(model, settings)._loss(inputs, targets)
+        loss = trainer.TrainStep(model, settings)._loss(inputs, targets)
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
 
     whole = loss_and_gradients()

@@ -80,21 +80,21 @@ class MadeUp(Encoding):
         self.strength = nn.Parameter(torch.empty(1))
         self.plain = [Encoding(shape, None)]
 
-    def at(self, layer):
+    def for_layer(self, layer):
         return self if layer < self.shape.layers - 1 else self.plain[0]
 
     def embed(self, x, positions):
         return x + torch.sin(positions[..., None].float())
 
-    def rotate(self, q, k, positions, x):
+    def transform_qk(self, q, k, positions, x):
         own = torch.cos(positions[:, None, :, None] * x[:, None, :, :2])
         return tuple(torch.cat((y, own.expand(-1, y.shape[1], -1, -1).type_as(y)), -1) for y in (q, k))
 
-    def bias(self, q, k, query, key, kept):
+    def bias(self, q, k, query, key, token_state):
         distance = query[:, None, :, None] - key[:, None, None, :]
         return -self.strength * torch.log1p(distance.abs()) * q.mean(-1, keepdim=True)
 
-    def initialise(self, name, parameter, generator):
+    def init_parameter(self, name, parameter, generator):
         parameter.fill_({"strength": self.options.strength}[name])
 '''
 
@@ -112,7 +112,7 @@ def test_one_new_file_is_a_whole_encoding(folder, tiny, ids, tmp_path_factory):
     calls, hook = [], model.encoding.bias
     model.encoding.bias = lambda *a: calls.append(a) or hook(*a)
     expected = model(ids).logits
-    assert len(calls) == 1  # `at`: one of the two layers
+    assert len(calls) == 1  # `for_layer`: one of the two layers
     assert (expected - tiny("none")(ids).logits).abs().max() > 0.1
     torch.testing.assert_close(tiny("made_up", {"strength": 2.0}, "eager")(ids).logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -151,7 +151,7 @@ from pe_core.encodings.base import Encoding
 
 
 class Zeros(Encoding):
-    def rotate(self, q, k, positions, x):
+    def transform_qk(self, q, k, positions, x):
         return tuple(torch.nn.functional.pad(y, (0, 5)) for y in (q, k))
 """
 
@@ -247,12 +247,12 @@ def test_hooks_keep_shapes_and_dtypes(encoding, dtype):
     query, x = key[:, -T:], randn(B, T, H * K, dtype=dtype)
     q, k = randn(2, B, H, T, K, dtype=dtype)
     assert hooks.embed(x.float(), query).shape == x.shape
-    q2, k2 = hooks.rotate(q, k, query, x)
+    q2, k2 = hooks.transform_qk(q, k, query, x)
     assert q2.dtype == k2.dtype == dtype
     assert q2.shape == k2.shape
     assert q2.shape[:3] == (B, H, T)
     assert q2.shape[3] >= K
-    bias = hooks.bias(q2, torch.cat((k2[:, :, : S - T], k2), 2), query, key, hooks.keep(randn(B, S, H * K), key))
+    bias = hooks.bias(q2, torch.cat((k2[:, :, : S - T], k2), 2), query, key, hooks.token_state(randn(B, S, H * K), key))
     assert bias is None or torch.broadcast_shapes(bias.shape, (B, H, T, S)) == (B, H, T, S)
 
 
@@ -352,7 +352,7 @@ def test_rope_equals_transformers(pct, base, start):
     positions = start + torch.arange(48)[None]
     q, k = randn(2, 1, H, 48, 64)
     expected = apply_rotary_pos_emb(q, k, *reference(q, positions))
-    actual = build("rope", head_dim=64, rotary_pct=pct, base=base).rotate(q, k, positions, q)
+    actual = build("rope", head_dim=64, rotary_pct=pct, base=base).transform_qk(q, k, positions, q)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
@@ -361,7 +361,7 @@ def test_rope_is_a_complex_product(pct, base):
     """The docstring's definition, in complex fp64: pair (m, m + R/2) times exp(i · p · base^(-2m/R))."""
     T, R = 20, int(pct * 64)
     q = randn(1, H, T, 64)
-    actual, _ = build("rope", head_dim=64, rotary_pct=pct, base=base).rotate(q, q, torch.arange(T)[None], q)
+    actual, _ = build("rope", head_dim=64, rotary_pct=pct, base=base).transform_qk(q, q, torch.arange(T)[None], q)
     pairs = torch.complex(q[..., : R // 2].double(), q[..., R // 2 : R].double())
     angles = torch.tensor([[p * base ** (-2 * m / R) for m in range(R // 2)] for p in range(T)], dtype=torch.float64)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
@@ -372,7 +372,7 @@ def test_rope_is_a_complex_product(pct, base):
 def test_rope_scores_depend_on_distance_alone():
     T = 30
     q, k = (randn(1, H, 1, K, seed=seed).expand(-1, -1, T, -1) for seed in (1, 2))
-    q, k = build("rope", rotary_pct=1.0).rotate(q, k, torch.arange(T)[None], q)
+    q, k = build("rope", rotary_pct=1.0).transform_qk(q, k, torch.arange(T)[None], q)
     scores = q @ k.mT
     torch.testing.assert_close(scores[..., 1:, 1:], scores[..., :-1, :-1], atol=1e-5, rtol=0)
     assert (scores[..., 0, 1:] - scores[..., 0, :-1]).abs().min() > 1e-4  # and they do depend on it
@@ -381,8 +381,8 @@ def test_rope_scores_depend_on_distance_alone():
 def test_rope_angles_are_exact_in_bf16():
     rope, positions = build("rope", rotary_pct=1.0), 1_000 + torch.arange(10)[None]
     q = randn(1, H, 10, K, dtype=torch.bfloat16)
-    actual, _ = rope.rotate(q, q, positions, q)
-    assert torch.equal(actual, rope.rotate(q.float(), q.float(), positions, q)[0].bfloat16())
+    actual, _ = rope.transform_qk(q, q, positions, q)
+    assert torch.equal(actual, rope.transform_qk(q.float(), q.float(), positions, q)[0].bfloat16())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -501,7 +501,7 @@ def test_slopes_fall_and_rotations_slow_down():
     """Both families spread their scales over orders of magnitude, monotonically."""
     assert all(a > b > 0 for a, b in pairwise(build("alibi", 8).slopes()))
     one = torch.ones(1, 1, 1, 32)
-    turned, _ = build("rope", 1, 32, rotary_pct=1.0).rotate(one, one, torch.tensor([[1]]), one)
+    turned, _ = build("rope", 1, 32, rotary_pct=1.0).transform_qk(one, one, torch.tensor([[1]]), one)
     angle = torch.atan2(turned[..., 16:], turned[..., :16]).flatten() - math.pi / 4
     assert all(a > b > 0 for a, b in pairwise(angle.tolist()))
 
@@ -512,7 +512,7 @@ def test_slopes_fall_and_rotations_slow_down():
 def test_learned_alibi_starts_as_alibi(tiny, ids):
     for start, slope in (("per-head", "per-head"), (0.0625, 0.0625)):
         hooks = build("alibi_learned", 6, start=start)
-        hooks.initialise("log_slope", hooks.log_slope.data, None)
+        hooks.init_parameter("log_slope", hooks.log_slope.data, None)
         key = torch.arange(9)[None]
         expected = build("alibi", 6, slope=slope).bias(None, None, key, key, None)
         torch.testing.assert_close(hooks.bias(None, None, key, key, None), expected, atol=1e-6, rtol=1e-6)

@@ -37,7 +37,7 @@ def build(name, heads=H, head_dim=K, seq_len=L, **options):
     hooks = encodings.build(name, options, Shape(heads * head_dim, heads, head_dim, 2, seq_len))
     generator = torch.Generator().manual_seed(0)
     for own, parameter in hooks.named_parameters():
-        hooks.initialise(own, parameter, generator)
+        hooks.init_parameter(own, parameter, generator)
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     return hooks
 
@@ -273,7 +273,7 @@ def test_kerple_power_one_is_alibi():
 def test_kerple_starts_as_the_authors_do(kind, tops):
     hooks = encodings.build("kerple", {"kind": kind}, Shape(4_096, 1_024, 4, 2, L))
     for name, parameter in hooks.named_parameters():
-        hooks.initialise(name, parameter, torch.Generator().manual_seed(3))
+        hooks.init_parameter(name, parameter, torch.Generator().manual_seed(3))
     for r, top in zip(hooks.kernel(), tops, strict=True):
         assert r.min() >= 0.01 - 1e-6
         assert 0.98 * top < r.max() <= top
@@ -351,7 +351,7 @@ def test_fire_by_hand(options):
     key = torch.tensor([positions])
     for layer in range(2):
         own = 0 if options.get("shared") else layer
-        close(full(hooks.at(layer), key, key), fire_by_hand(hooks, own, positions))
+        close(full(hooks.for_layer(layer), key, key), fire_by_hand(hooks, own, positions))
     assert len(hooks.c) == (1 if options.get("shared") else 2)
 
 
@@ -368,7 +368,7 @@ def test_fire_parameters_below_zero_are_their_absolute_values():
 def test_fire_starts_as_the_authors_do():
     hooks = encodings.build("fire", {}, Shape(H * K, H, K, 2, 2_048))
     for name, parameter in hooks.named_parameters():
-        hooks.initialise(name, parameter, torch.Generator().manual_seed(0))
+        hooks.init_parameter(name, parameter, torch.Generator().manual_seed(0))
     assert hooks.threshold == 512
     assert torch.equal(hooks.c, torch.full((2,), 0.1))
     assert torch.equal(hooks.multiple, torch.ones(2))
@@ -411,7 +411,7 @@ def test_shaw_by_hand(max_distance):
             a = table[min(positions[t] - positions[s], max_distance)]
             return sum(x * y for x, y in zip(q[0, h, t].tolist(), a, strict=True)) / math.sqrt(K)
 
-        close(full(hooks.at(layer), key, key, q), by_loops(score, H, positions))
+        close(full(hooks.for_layer(layer), key, key, q), by_loops(score, H, positions))
 
 
 @pytest.mark.parametrize("max_distance", [3, 16, 64])

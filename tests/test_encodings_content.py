@@ -39,9 +39,9 @@ def build(name, heads=H, head_dim=K, layers=2, noise=0.2, **options):
     hooks = encodings.build(name, options, Shape(heads * head_dim, heads, head_dim, layers, L))
     generator = torch.Generator().manual_seed(0)
     for own, parameter in hooks.named_parameters():
-        hooks.initialise(own, parameter, generator)
+        hooks.init_parameter(own, parameter, generator)
         parameter += noise * torch.randn(parameter.shape, generator=generator)
-    return hooks.at(layers - 1)
+    return hooks.for_layer(layers - 1)
 
 
 def randn(*shape, seed=0):
@@ -58,15 +58,15 @@ def weights(hooks, q, k, x, T=None):
     S = q.shape[2]
     T = T or S
     key = torch.arange(S)[None]
-    q, k = hooks.rotate(q, k, key, x)
-    q, kept = q[:, :, -T:], hooks.keep(x, key)
-    scores = hooks.scores(q, k, key[:, -T:], key, kept)
+    q, k = hooks.transform_qk(q, k, key, x)
+    q, token_state = q[:, :, -T:], hooks.token_state(x, key)
+    scores = hooks.scores(q, k, key[:, -T:], key, token_state)
     if scores is None:
         scores = (q @ k.mT).float() / math.sqrt(K)
-    bias = hooks.bias(q, k, key[:, -T:], key, kept)
+    bias = hooks.bias(q, k, key[:, -T:], key, token_state)
     scores = scores if bias is None else scores + bias
     scores = scores.masked_fill(torch.ones(T, S).triu(S - T + 1).bool(), -math.inf)
-    return hooks.weights(scores), scores
+    return hooks.attention_weights(scores), scores
 
 
 def by_loops(score, T, heads=H):
@@ -142,12 +142,12 @@ def test_later_tokens_change_no_bit(name, options):
 def test_autocast_leaves_what_is_summed_exact(name, options):
     """Gates, angles and directions in bf16 would add up their errors over hundreds of tokens."""
     hooks, (q, k, x) = build(name, **options), inputs(1, 100)
-    expected = hooks.keep(x, torch.arange(100)[None])
+    expected = hooks.token_state(x, torch.arange(100)[None])
     with torch.autocast("cpu", torch.bfloat16):
-        kept = hooks.keep(x, torch.arange(100)[None])
+        token_state = hooks.token_state(x, torch.arange(100)[None])
         mixed, _ = weights(hooks, q.bfloat16(), k.bfloat16(), x)
-    assert (kept is None) == (expected is None)
-    assert kept is None or (kept.dtype == torch.float32 and torch.equal(kept, expected))
+    assert (token_state is None) == (expected is None)
+    assert token_state is None or (token_state.dtype == torch.float32 and torch.equal(token_state, expected))
     exact, _ = weights(hooks, q, k, x)
     assert (mixed.float() - exact).abs().mean() < 0.02 * exact.abs().mean()
 
@@ -303,7 +303,7 @@ def test_fox_equals_x_transformers(x_transformers):
     linear.weight.data.copy_(hooks.w[1])
     linear.bias.data.copy_(hooks.b[1])
     key = torch.arange(50)[None]
-    actual = hooks.bias(q, k, key, key, hooks.keep(x, key))
+    actual = hooks.bias(q, k, key, key, hooks.token_state(x, key))
     close(actual.tril(), reference(x).tril())
 
 
@@ -344,8 +344,8 @@ def test_gates_start_as_their_authors_do():
         hooks = build(name, noise=0, start=start)
         assert (hooks.b == start).all()
         assert 0.015 < hooks.w.std() < 0.025
-    kept = build("fox", noise=0).keep(randn(1, 200, D), torch.arange(200)[None])
-    assert abs(kept.exp().mean() - 0.5) < 0.01
+    token_state = build("fox", noise=0).token_state(randn(1, 200, D), torch.arange(200)[None])
+    assert abs(token_state.exp().mean() - 0.5) < 0.01
 
 
 # --- PoPE ------------------------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_pope_equals_x_transformers(x_transformers, base, phase, start):
     frequencies, bias = reference(positions)
     expected = x_transformers.apply_polar_pos_emb(q, frequencies)
     expected = expected @ x_transformers.apply_polar_pos_emb(k, frequencies + bias).mT
-    turned_q, turned_k = hooks.rotate(q, k, positions[None], x)
+    turned_q, turned_k = hooks.transform_qk(q, k, positions[None], x)
     assert turned_q.shape == turned_k.shape == (2, H, 30, 2 * K)
     # Position 2,030 and a phase have one rounding of 1e-4 between them, and 16 terms of about 1.
     close(turned_q @ turned_k.mT, expected, 1e-5 if start == 0 else 2e-3)
@@ -389,14 +389,14 @@ def test_pope_phases_start_where_they_are_told():
     assert -1 <= phases.min() < -0.9
     assert -0.1 < phases.max() <= 0
     q, k, x = inputs()
-    (_, turned), (_, plain) = (build("pope", noise=noise).rotate(q, k, torch.arange(20)[None], x) for noise in (0.2, 0))
+    (_, turned), (_, plain) = (build("pope", noise=noise).transform_qk(q, k, torch.arange(20)[None], x) for noise in (0.2, 0))
     assert torch.equal(turned, plain), "heads share keys, so phases turn queries alone"
 
 
 def test_pope_phases_beyond_their_limits_do_not_learn():
     hooks, (q, k, x) = build("pope"), inputs()
     hooks.phases.data[1] = torch.linspace(-8, 1, K)
-    turned_q, turned_k = hooks.rotate(q, k, torch.arange(20)[None], x)
+    turned_q, turned_k = hooks.transform_qk(q, k, torch.arange(20)[None], x)
     (turned_q @ turned_k.mT * randn(20, 20)).sum().backward()
     within = (hooks.phases[1] >= -2 * math.pi) & (hooks.phases[1] <= 0)
     assert torch.equal(hooks.phases.grad[1] != 0, within)
@@ -409,12 +409,12 @@ def test_pope_twice_in_a_mix(heads):
     hooks, (q, k, x), positions = build("mix", parts=parts), inputs(), torch.arange(20)[None]
     first, second = hooks.members
     if heads is None:
-        (q_there, q_here), (k_there, k_here) = (y.split(2, dim=1) for y in first.rotate(q, k, positions, x))
+        (q_there, q_here), (k_there, k_here) = (y.split(2, dim=1) for y in first.transform_qk(q, k, positions, x))
     else:
-        (q_there, k_there), q_here, k_here = first.rotate(q[:, :2], k[:, :2], positions, x), q[:, 2:], k[:, 2:]
-    again_q, again_k = second.rotate(q_here[..., :K], k_here[..., :K], positions, x)
+        (q_there, k_there), q_here, k_here = first.transform_qk(q[:, :2], k[:, :2], positions, x), q[:, 2:], k[:, 2:]
+    again_q, again_k = second.transform_qk(q_here[..., :K], k_here[..., :K], positions, x)
     expected = torch.cat((q_there @ k_there.mT, again_q @ again_k.mT + q_here[..., K:] @ k_here[..., K:].mT), dim=1)
-    together_q, together_k = hooks.rotate(q, k, positions, x)
+    together_q, together_k = hooks.transform_qk(q, k, positions, x)
     close(together_q @ together_k.mT, expected)
 
 
@@ -438,14 +438,16 @@ def test_stick_breaking_by_hand(rest):
 
 
 def test_stick_breaking_halves_where_all_keys_are_alike():
-    found = build("stick_breaking").weights(torch.zeros(1, 1, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf))
+    found = build("stick_breaking").attention_weights(
+        torch.zeros(1, 1, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+    )
     assert found[0, 0, 4].tolist() == pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 16])
     assert found[0, 0, 0].tolist() == [1, 0, 0, 0, 0]
 
 
 def test_stick_breaking_survives_extreme_scores():
     scores = torch.tensor([300.0, -300.0, 80.0, -80.0, 0.0, 0.0]).expand(1, 1, 1, 6).clone().requires_grad_()
-    found = build("stick_breaking").weights(scores)
+    found = build("stick_breaking").attention_weights(scores)
     found[..., 0].sum().backward()
     assert found.flatten().tolist() == pytest.approx([0, 0, 0.5, 0, 0.5, 0], abs=1e-6)
     assert scores.grad.isfinite().all()
@@ -498,18 +500,18 @@ def test_path_of_reflections_keeps_lengths():
     hooks.c.fill_(200)
     k = torch.zeros(1, H, 50, K)
     k[:, :, :K] = torch.eye(K)
-    kept = hooks.keep(x, torch.arange(50)[None])
-    kept[:, :, :K, -1] = 0  # the keys themselves are passed unchanged
-    scores = hooks.scores(q, k, torch.arange(50)[None], torch.arange(50)[None], kept) * math.sqrt(K)
+    token_state = hooks.token_state(x, torch.arange(50)[None])
+    token_state[:, :, :K, -1] = 0  # the keys themselves are passed unchanged
+    scores = hooks.scores(q, k, torch.arange(50)[None], torch.arange(50)[None], token_state) * math.sqrt(K)
     close(scores[:, :, K:, :K].norm(dim=-1), q[:, :, K:].norm(dim=-1))
 
 
 def test_path_starts_by_erasing_one_direction_a_token():
     hooks = build("path", noise=0)
-    kept = hooks.keep(randn(1, 300, D), torch.arange(300)[None])
-    assert kept.shape == (1, H, 300, K + 1)
-    assert abs(kept[..., -1].mean() - 1) < 0.02
-    assert 0.8 < kept[..., :-1].std() < 1.2
+    token_state = hooks.token_state(randn(1, 300, D), torch.arange(300)[None])
+    assert token_state.shape == (1, H, 300, K + 1)
+    assert abs(token_state[..., -1].mean() - 1) < 0.02
+    assert 0.8 < token_state[..., :-1].std() < 1.2
     assert torch.equal(hooks.conv[1, :, 0, 0], torch.tensor([0.0, 0.0, 1.0]))
 
 
@@ -559,8 +561,8 @@ def test_selective_rope_that_turns_nothing_is_no_encoding(tiny, ids):
 
 def test_selective_rope_starts_with_small_turns():
     """sqrt(H / D) = 0.25 radians a token in the fastest pair."""
-    kept = build("selective_rope", noise=0, rank=64).keep(randn(4, 200, D), torch.arange(200)[None])
-    assert kept.shape == (4, H, 200, K // 2)
-    assert 0.2 < kept.std() < 0.3
+    token_state = build("selective_rope", noise=0, rank=64).token_state(randn(4, 200, D), torch.arange(200)[None])
+    assert token_state.shape == (4, H, 200, K // 2)
+    assert 0.2 < token_state.std() < 0.3
     with pytest.raises(ConfigError, match=r"^encoding 'selective_rope': head dimension 15: an even number is needed$"):
         build("selective_rope", head_dim=15)

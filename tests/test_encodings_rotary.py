@@ -25,7 +25,7 @@ def pair(T, seed=0, head_dim=K):
 
 
 def turned(hooks, q, k, start=0):
-    return hooks.rotate(q, k, start + torch.arange(q.shape[2])[None], q)
+    return hooks.transform_qk(q, k, start + torch.arange(q.shape[2])[None], q)
 
 
 def by_transformers(kind, q, k, positions, pct=1.0, base=10_000.0, **parameters):
@@ -73,7 +73,7 @@ def test_interpolated_equals_transformers_and_x_transformers(pct, base, factor):
     close_far(actual, by_transformers("linear", q, k, positions, pct, base, factor=factor))
     close_far(actual, x_rotary(int(pct * K), positions, q, k, base=base, interpolation_factor=factor))
     # The paper's definition: RoPE at positions p / s, which need not be whole.
-    close_far(actual, build("rope", rotary_pct=pct, base=base).rotate(q, k, positions.double() / factor, q))
+    close_far(actual, build("rope", rotary_pct=pct, base=base).transform_qk(q, k, positions.double() / factor, q))
 
 
 @pytest.mark.parametrize(("pct", "base"), ROTARY)
@@ -124,7 +124,7 @@ def test_yarn_by_hand():
     assert (ratio.diff() >= -1e-5).all()
     assert len(ratio[(ratio > 1.01) & (ratio < 7.9)]) >= 5
     q, _ = pair(1)
-    close(hooks.rotate(q, q, torch.tensor([[0]]), q)[0], q * (0.1 * math.log(8) + 1))
+    close(hooks.transform_qk(q, q, torch.tensor([[0]]), q)[0], q * (0.1 * math.log(8) + 1))
 
 
 @pytest.mark.parametrize(("p", "base"), [(0.75, 10_000.0), (0.25, 500_000.0), (0.7, 10_000.0), (1.0, 100.0), (0.04, 100.0)])
@@ -217,7 +217,7 @@ def test_xpos_gradients_are_finite_at_4096_positions():
 
 def test_xpos_fades_with_distance():
     one, positions = torch.ones(1, 1, 200, K), torch.arange(200)[None]
-    plain, faded = (build(name, rotary_pct=1.0).rotate(one, one, positions, one) for name in ("rope", "xpos"))
+    plain, faded = (build(name, rotary_pct=1.0).transform_qk(one, one, positions, one) for name in ("rope", "xpos"))
     size = [torch.hypot(k[0, 0, :, : K // 2], k[0, 0, :, K // 2 :]) for _, k in (plain, faded)]
     ratio = size[1] / size[0]
     assert (ratio.diff(dim=0) > 0).all()  # later keys are larger, that is, earlier ones smaller beside them

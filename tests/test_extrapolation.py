@@ -31,7 +31,7 @@ def trained(library, tmp_path_factory):  # noqa: F811
 @pytest.fixture(scope="module")
 def readings(trained):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure.parallel, "each", lambda function, jobs, workers: None)  # no processes in a fast test
+        patch.setattr(measure.processes, "map_processes", lambda function, jobs, workers: None)  # no processes in a fast test
         return measure.measure(trained, AT)
 
 
@@ -77,7 +77,7 @@ def test_what_stands_in_has_the_same_parameters(encoding, tiny, ids, tmp_path):
     model = tiny(encoding)
     model.save_pretrained(tmp_path)
     long = ids.repeat(1, 16)[:1]  # 192 tokens; trained at 64
-    for remark, (name, values) in encodings.stretched(encoding, options, 64, 192).items():
+    for remark, (name, values) in encodings.length_extensions(encoding, options, 64, 192).items():
         assert remark
         stretched = LabForCausalLM.from_pretrained(tmp_path, encoding=name, encoding_options=values).eval()
         assert [n for n, _ in stretched.named_parameters()] == [n for n, _ in model.named_parameters()]
@@ -88,11 +88,11 @@ def test_what_stands_in_has_the_same_parameters(encoding, tiny, ids, tmp_path):
 
 
 def test_rescaled_by_how_much_longer_the_context_is():
-    found = encodings.stretched("rope", {"rotary_pct": 0.5, "base": 500.0}, 128, 512)
+    found = encodings.length_extensions("rope", {"rotary_pct": 0.5, "base": 500.0}, 128, 512)
     assert {name for name, _ in found.values()} == {"interpolated", "ntk", "yarn"}
     assert all(values == {"rotary_pct": 0.5, "base": 500.0, "factor": 4.0} for _, values in found.values())
-    assert not encodings.stretched("p_rope", {}, 128, 512)
-    assert not encodings.stretched("randomised", {"max_length": 256}, 128, 512)
+    assert not encodings.length_extensions("p_rope", {}, 128, 512)
+    assert not encodings.length_extensions("randomised", {"max_length": 256}, 128, 512)
 
 
 def test_every_model_at_every_length(readings, capsys):
@@ -172,14 +172,14 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
 
 
 def test_figures_tables_and_words(readings, trained):
-    table, looks = measure.frame(readings), figures.looks(measure.frame(readings))
+    table, styles = measure.frame(readings), figures.styles(measure.frame(readings))
     panels = dict(zip(table.label, table.panel, strict=True))
     everyone = list(dict.fromkeys(table.panel))
     assert "rotary, stretched" in everyone
     for figure in (
-        report.contexts_figure(measure.paths(readings), looks, "percent"),
-        report.contexts_figure(table[table.measure == "sliding window"], looks),
-        figures.position_panels(measure.curves(readings), looks, panels, [16]),
+        report.contexts_figure(measure.paths(readings), styles, "percent"),
+        report.contexts_figure(table[table.measure == "sliding window"], styles),
+        figures.position_panels(measure.curves(readings), styles, panels, [16]),
     ):
         figure.canvas.draw()
         shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]

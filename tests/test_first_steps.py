@@ -6,7 +6,7 @@ from conftest import tiny_config
 from torch.nn import functional as F
 
 from pe_core import Experiment, LabForCausalLM
-from pe_core.trainer import Stepper
+from pe_core.trainer import TrainStep
 
 STEPS, TOLERANCE = 20, 0.02  # nats; the losses are about 4.6, and bf16 holds three digits
 
@@ -41,7 +41,7 @@ def plain(encoding):
 
 def ours(encoding, **settings):
     model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
-    step = Stepper(model, Experiment(encoding=encoding, lr=1e-3, device="cpu", **settings))
+    step = TrainStep(model, Experiment(encoding=encoding, lr=1e-3, device="cpu", **settings))
     return [step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0] for tokens in batches()]
 
 

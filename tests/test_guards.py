@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_config
 
 from pe_core import Experiment, LabForCausalLM, runner
-from pe_core.trainer import Stepper
+from pe_core.trainer import TrainStep
 
 RECORDS = sorted((Path(__file__).parents[1] / "book" / "records").glob("*/record.json"))
 STEPS = 20
@@ -27,7 +27,7 @@ def test_published_ids_follow_from_settings_and_data():
 def losses(encoding):
     """Of the first steps on windows in which each token decides the next but one, in fp32, uncompiled."""
     model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
-    step = Stepper(model, Experiment(encoding=encoding, lr=3e-3, device="cpu", precision="fp32", compile="off"))
+    step = TrainStep(model, Experiment(encoding=encoding, lr=3e-3, device="cpu", precision="fp32", compile="off"))
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(16, (STEPS, 8, 33), generator=generator)
     for t in range(2, 33):

@@ -152,11 +152,11 @@ def test_heads_are_kept_apart():
     """RoPE turns heads 0 and 1, ALiBi biases heads 2 and 3, and each is what it would be alone."""
     shape = tiny_config().shape
     parts = [{"encoding": "rope", "heads": [0, 2]}, {"encoding": "alibi", "options": {"slope": 0.5}, "heads": [2, 4]}]
-    hooks = encodings.build("mix", {"parts": parts}, shape).at(0)
+    hooks = encodings.build("mix", {"parts": parts}, shape).for_layer(0)
     positions, x = torch.arange(7)[None], torch.randn(1, 7, 64)
     q, k = torch.randn(2, 1, 4, 7, 16)
-    turned, _ = hooks.rotate(q, k, positions, x)
-    alone, _ = encodings.build("rope", {}, shape).rotate(q, k, positions, x)
+    turned, _ = hooks.transform_qk(q, k, positions, x)
+    alone, _ = encodings.build("rope", {}, shape).transform_qk(q, k, positions, x)
     assert torch.equal(turned[:, :2], alone[:, :2])
     assert torch.equal(turned[:, 2:], q[:, 2:])
     bias = hooks.bias(q, k, positions, positions, None)

@@ -90,7 +90,7 @@ def test_every_encoding_has_pictures_in_words(encoding):
             assert len(words) > 40
             assert "nan" not in words.lower()
             assert len(svg(figure)) < 200_000
-    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].rotate is Encoding.rotate)
+    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].transform_qk is Encoding.rotate)
 
 
 # Encodings: words
@@ -234,7 +234,7 @@ def test_a_new_file_has_its_page(tmp_path):
         "from pe_core.encodings.base import Encoding\n\n\nclass Mine(Encoding):\n"
         '    """Scores fall by the square of the distance. Nobody 2026."""\n\n'
         '    family, title, paper, year = "bias", "Mine", "unpublished", 2026\n\n'
-        "    def bias(self, q, k, query_BT, key_BS, kept):\n"
+        "    def bias(self, q, k, query_BT, key_BS, token_state):\n"
         "        return -0.01 * (query_BT[:, None, :, None] - key_BS[:, None, None, :]).float() ** 2\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -270,8 +270,8 @@ def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
 
 def test_a_figure_is_described_by_its_own_data(found):
     curves = comparison.curves(index.standard(found))
-    looks = index.looks(index.standard(found))
-    words = figures.describe(figures.position_curves(curves, looks))
+    styles = index.styles(index.standard(found))
+    words = figures.describe(figures.position_curves(curves, styles))
     assert words.startswith("Perplexity by position by tokens the model has seen: RoPE 25 % from ")
     assert "NoPE from " in words
     assert figures.describe(Figure()) == ""
@@ -281,8 +281,8 @@ def test_a_figure_is_described_by_its_own_data(found):
 
 
 def test_the_same_figure_is_the_same_bytes(found):
-    looks, history = index.looks(index.standard(found)), records.history(found[:9])
-    first, second = (svg(figures.learning_curves(history, looks)) for _ in range(2))
+    styles, history = index.styles(index.standard(found)), records.history(found[:9])
+    first, second = (svg(figures.learning_curves(history, styles)) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
     assert first.rstrip().endswith("</svg>")
@@ -292,8 +292,8 @@ def test_many_members_of_a_family_stay_apart():
     import pandas as pd
 
     frame = pd.DataFrame({"label": [f"R{n}" for n in range(12)], "family": "rotary"})
-    looks = figures.looks(frame)
-    assert len({(look["color"], look["linestyle"]) for look in looks.values()}) == 12
+    styles = figures.styles(frame)
+    assert len({(look["color"], look["linestyle"]) for look in styles.values()}) == 12
 
 
 # The Sphinx extension

@@ -134,7 +134,7 @@ def test_a_run_of_an_encoding_that_is_gone_stays_in_the_frame(tmp_path):
     made(tmp_path / "b", "no_such_encoding", "Gone")
     table = records.frame(runs=tmp_path)
     assert list(table.family) == ["none", "unknown"]
-    assert set(figures.looks(table)) == {"NoPE", "Gone"}
+    assert set(figures.styles(table)) == {"NoPE", "Gone"}
 
 
 def test_frame_is_tidy(tmp_path):

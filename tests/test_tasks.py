@@ -422,7 +422,7 @@ def test_measured_by_length(trained, measured):
 
 def test_measured_once_then_read(trained, measured, monkeypatch):
     monkeypatch.setattr(measure, "answered", None)
-    monkeypatch.setattr(measure.processes, "each", lambda *given: None)
+    monkeypatch.setattr(measure.processes, "map_processes", lambda *given: None)
     assert measure.evaluate_all(trained[:2], (0.1, 0.75, 1, 2), 40) == measured[:2]
     (trained[0].folder / "task-1-1x3.json").write_text("[")
     with pytest.raises(RecordError, match=r"'task-1-1x3.json' is not JSON .*delete it to measure again"):
@@ -442,8 +442,8 @@ def test_frames_figures_and_tables(trained, measured):
     assert (scores[scores.label == "Learned"].score == 0).all(), "no positions, no answers"
     assert len(measure.ranking(scores)) == 2
     assert measure.claims(scores).empty
-    looks = figures.looks(table)
-    for figure in (report.accuracy_figure(table, looks), report.depths_figure(depths, looks), report.answers_figure(table)):
+    styles = figures.styles(table)
+    for figure in (report.accuracy_figure(table, styles), report.depths_figure(depths, styles), report.answers_figure(table)):
         figure.canvas.draw()
         plt.close(figure)
     html = (

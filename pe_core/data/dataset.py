@@ -63,7 +63,7 @@ class Data:
     about: dict[str, Any]
 
     @property
-    def scored(self) -> NDArray[np.bool_] | None:
+    def loss_mask(self) -> NDArray[np.bool_] | None:
         """(M, T) which held-out targets are predicted; `None` is all."""
         return self.heldout[:, 1:] >= 0 if self.heldout.dtype.kind == "i" else None
 

@@ -62,9 +62,9 @@ def build(name: str, values: Mapping[str, Any], shape: Shape) -> Encoding:
     return _class(name)(shape, options(name, values))
 
 
-def rotates(name: str) -> bool:
+def transforms_qk(name: str) -> bool:
     """Whether encoding `name` transforms queries and keys."""
-    return _class(name).rotate is not Encoding.rotate
+    return _class(name).transform_qk is not Encoding.transform_qk
 
 
 def label(name: str, values: Mapping[str, Any]) -> str:
@@ -72,6 +72,6 @@ def label(name: str, values: Mapping[str, Any]) -> str:
     return _class(name).label(options(name, values))
 
 
-def stretched(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What may stand in for encoding `name` with these options at a longer context: see `Encoding.stretched`."""
-    return _class(name).stretched(options(name, values), trained, length)
+def length_extensions(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What may stand in for encoding `name` with these options at a longer context: see `Encoding.length_extensions`."""
+    return _class(name).length_extensions(options(name, values), trained, length)

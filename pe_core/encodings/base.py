@@ -20,7 +20,7 @@ class Encoding(nn.Module):
     """The base of every position encoding; each hook is a no-op, so that the base itself encodes nothing.
 
     A subclass states what it is (`family`, `title`, `paper`, `year`), declares its settings as a nested
-    `Options`, and overrides the hooks it needs. One instance serves every layer, unless `at` says otherwise.
+    `Options`, and overrides the hooks it needs. One instance serves every layer, unless `for_layer` says otherwise.
 
     Args:
         shape: the model's dimensions.
@@ -41,8 +41,8 @@ class Encoding(nn.Module):
     shift_invariant: ClassVar[bool] = True
     # False where `bias` or `scores` read queries or keys: latent attention then has to make its keys.
     absorbs: ClassVar[bool] = True
-    # True where `bias` depends on the head and the distance alone (and neither `scores` nor `weights` is overridden): then a
-    # GPU need not hold it for every pair of tokens.
+    # True where `bias` depends on the head and the distance alone (and neither `scores` nor `attention_weights` is
+    # overridden): then a GPU need not hold it for every pair of tokens.
     bias_by_distance: bool = False
     # False where only the order of the tokens counts: whatever position they are given changes nothing, to the bit.
     reads_positions: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class Encoding(nn.Module):
         super().__init__()
         self.shape, self.options = shape, options
 
-    def at(self, layer: int) -> Encoding | Self:
+    def for_layer(self, layer: int) -> Encoding | Self:
         """The encoding that layer `layer` (from 0) uses: itself, unless layers differ."""
         return self
 
@@ -62,7 +62,7 @@ class Encoding(nn.Module):
         """Token embeddings with absolute positions mixed in."""
         return x_BTD
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys transformed by their own positions, before they meet (keys are cached as returned).
 
         `x_BTD` is the layer's normalised input, for encodings whose transform depends on content. The last
@@ -70,17 +70,19 @@ class Encoding(nn.Module):
         """
         return q_BHTK, k_BHTK
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         """What is added to the scores before the softmax, broadcastable to (B, H, T, S), or `None` for nothing.
 
-        `query_BT` and `key_BS` are positions, `kept_BHSE` is what `keep` returned for every key. Entries where the
-        key lies after the query are masked later.
+        `query_BT` and `key_BS` are positions, `token_state_BHSE` is what `token_state` returned for every key. Entries where
+        the key lies after the query are masked later.
         """
         return None
 
     # The next three are for encodings that go beyond a transform of q and k or a bias; most need none of them.
 
-    def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
+    def token_state(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
         """Numbers (B, H, T, E), fp32, that later tokens need of these ones besides keys and values; cached with them.
 
         Padding keeps zeros, whatever is returned for it: choose numbers of which zero means that nothing is there. Sums pass
@@ -89,16 +91,16 @@ class Encoding(nn.Module):
         return None
 
     def scores(
-        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
         """Scores (B, H, T, S) in place of q kᵀ / sqrt(K), or `None` for those. `bias` is added to them all the same."""
         return None
 
-    def weights(self, scores_BHTS: Tensor) -> Tensor:
+    def attention_weights(self, scores_BHTS: Tensor) -> Tensor:
         """Scores, -inf where a key may not be seen, to attention weights."""
         return scores_BHTS.softmax(-1)
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Initial value of this encoding's own parameter `name`, in place; the default is N(0, 0.02)."""
         parameter.normal_(0, 0.02, generator=generator)
 
@@ -112,7 +114,7 @@ class Encoding(nn.Module):
         return cls.title
 
     @classmethod
-    def stretched(cls, options: Any, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    def length_extensions(cls, options: Any, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
         """What may stand in for this encoding, without more training, in contexts of `length` tokens, more than the `trained`
         ones: name and options of encodings with the same parameters, by a remark for labels."""
         return {}
@@ -123,7 +125,7 @@ class PerLayer(Encoding):
 
     layer = 0
 
-    def at(self, layer: int) -> Self:
+    def for_layer(self, layer: int) -> Self:
         here = copy.copy(self)  # a view: the parameters stay the model's
         here.layer = layer
         return here

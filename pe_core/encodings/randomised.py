@@ -106,7 +106,7 @@ class Randomised(Encoding):
         return f"{cls.title} {options.kind}{length}"
 
     @classmethod
-    def stretched(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    def length_extensions(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
         if length > (options.max_length or 16 * trained):
             return {}
         return {"spread": ("randomised", {**options.model_dump(), "eval_length": length})}

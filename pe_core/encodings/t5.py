@@ -51,7 +51,9 @@ class T5(Encoding):
         self.table = nn.Parameter(torch.empty(options.buckets, shape.heads))
         self.starts = bucket_starts(options.buckets, options.max_distance)
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
         bucket_BTS = torch.bucketize(distance_BTS, torch.tensor(self.starts, device=distance_BTS.device), right=True)
         return self.table.float().mT[:, bucket_BTS].transpose(0, 1)

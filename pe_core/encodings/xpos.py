@@ -60,7 +60,7 @@ class XPos(RoPE):
                 f"which reaches to position {self.last}"
             )
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotary_dim == 0:
             return q_BHTK, k_BHTK
         # While compiling the number of positions is known, their values are not.

@@ -24,7 +24,7 @@ from pe_core.errors import LabError, TrainingError
 Result = TypeVar("Result")
 
 
-def each(function: Callable[..., Result], jobs: dict[str, tuple[Any, ...]], workers: int) -> list[Result]:
+def map_processes(function: Callable[..., Result], jobs: dict[str, tuple[Any, ...]], workers: int) -> list[Result]:
     """`function(*arguments)` for every named job, each in a process of its own, at most `workers` at a time.
 
     The cores are shared evenly. Results keep the order of the jobs. One that fails does not stop the others; Ctrl-C

@@ -62,17 +62,17 @@ def _described(figure: Figure, include: Any = None, exclude: Any = None) -> tupl
 
 
 def describe(figure: Figure) -> str:
-    """What the figure shows, in words, for those who cannot see it: what its maker said (`say`), else where each labelled
-    line of each panel begins and ends."""
-    said: str | None = getattr(figure, "said", None)
+    """What the figure shows, in words, for those who cannot see it: what its maker said (`set_alt_text`), else where each
+    labelled line of each panel begins and ends."""
+    said: str | None = getattr(figure, "alt_text", None)
     if said is not None:
         return said
     return " ".join(filter(None, map(_panel, figure.axes)))
 
 
-def say(figure: Figure, words: str) -> Figure:
+def set_alt_text(figure: Figure, words: str) -> Figure:
     """Give a figure its description."""
-    figure.said = words  # type: ignore[attr-defined]
+    figure.alt_text = words  # type: ignore[attr-defined]
     return figure
 
 
@@ -89,7 +89,7 @@ def _panel(ax: Axes) -> str:
     return f"{title}{axis}{': ' if lines and title else ''}{'; '.join(lines)}." if title or lines else ""
 
 
-def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash, and by shade
     where a family (or a `panel`, where the frame has that) has more members than there are dashes."""
     chosen: dict[str, dict[str, Any]] = {}
@@ -105,7 +105,7 @@ def looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return chosen
 
 
-def learning_curves(history: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Training and held-out perplexity by epoch, one above the other; a ring marks the epoch whose weights are reported."""
     figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(WIDTH, 6.0))
     for ax, side in zip(axes, ("training", "held-out"), strict=True):
@@ -113,31 +113,31 @@ def learning_curves(history: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> 
         for label, of_label in history[history.side == side].groupby("label", sort=False):
             last = []
             for _, rows in of_label.groupby("run", sort=False):  # one line a seed: their spread is the luck of training
-                ax.plot(rows.epoch, rows.perplexity, marker=".", lw=1.2, ms=4, **looks[label])
+                ax.plot(rows.epoch, rows.perplexity, marker=".", lw=1.2, ms=4, **styles[label])
                 best = rows[rows.best].iloc[0]
-                ax.plot(best.epoch, best.perplexity, "o", ms=8, mfc="none", color=looks[label]["color"])
+                ax.plot(best.epoch, best.perplexity, "o", ms=8, mfc="none", color=styles[label]["color"])
                 last.append(rows.perplexity.iloc[-1])
             ends.append((sum(last) / len(last), label))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(title=f"{side.capitalize()} perplexity", xlabel="epoch" if side == "held-out" else "", ylabel="", yscale="log")
         plain_log(ax)
-        _name(ax, ends, looks)
+        _name(ax, ends, styles)
     best = history[history.best & (history.side == "held-out")].groupby("label", sort=False)
     said = [f"{name} {_span(rows.perplexity)} at epoch {_span(rows.epoch, 0)}" for name, rows in best]
-    return say(figure, f"Training and held-out perplexity by epoch. Lowest held-out perplexity: {'; '.join(said)}.")
+    return set_alt_text(figure, f"Training and held-out perplexity by epoch. Lowest held-out perplexity: {'; '.join(said)}.")
 
 
-def position_curves(curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
+def position_curves(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
     """Perplexity by position in the window (logarithmic), with 95 % bands over documents."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
-    _position_curves(ax, curves, looks, ranges)
+    _position_curves(ax, curves, styles, ranges)
     ax.set(title="Perplexity by position")
-    _name(ax, [(curve.perplexity.iloc[-1], label) for label, curve in curves.items()], looks)
+    _name(ax, [(curve.perplexity.iloc[-1], label) for label, curve in curves.items()], styles)
     return figure
 
 
 def position_panels(
-    curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], families: dict[str, str], ranges: Sequence[int] = ()
+    curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], families: dict[str, str], ranges: Sequence[int] = ()
 ) -> Figure:
     """`position_curves`, one panel for each family.
 
@@ -147,7 +147,7 @@ def position_panels(
     figure, panels = stacked_panels([families[label] for label in curves])
     for family, ax in panels.items():
         within = {label: curve for label, curve in curves.items() if families[label] == family}
-        _position_curves(ax, within, looks, ranges, bands=len(within) <= _BANDS)
+        _position_curves(ax, within, styles, ranges, bands=len(within) <= _BANDS)
         for nth, line in enumerate(line for line in ax.lines if line.get_label() in curves):
             line.set(marker=MARKS[nth % len(MARKS)], markersize=4)
         ax.set(title=family)
@@ -175,14 +175,14 @@ def panel_legend(ax: Axes) -> None:
 
 
 def _position_curves(
-    ax: Axes, curves: dict[str, pd.DataFrame], looks: dict[str, dict[str, Any]], ranges: Sequence[int], bands: bool = True
+    ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], bands: bool = True
 ) -> None:
     faint = min(0.15, 0.4 / len(curves))  # bands overlap: models share the documents that differ
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
-        ax.plot(seen, curve.perplexity, label=label, **looks[label])
+        ax.plot(seen, curve.perplexity, label=label, **styles[label])
         if bands:
-            ax.fill_between(seen, curve.low, curve.high, color=looks[label]["color"], alpha=faint, lw=0)
+            ax.fill_between(seen, curve.low, curve.high, color=styles[label]["color"], alpha=faint, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
@@ -220,7 +220,7 @@ def forest(table: pd.DataFrame, baseline: str) -> Figure:
         f"{row.label} {row.percent:+.1f} % ({row.low:+.1f} to {row.high:+.1f}{'' if row.differs else ', no difference found'})"
         for row in rows[::-1].itertuples()
     ]
-    return say(figure, f"Held-out perplexity against {baseline}, with 95 % intervals, best first: {'; '.join(said)}.")
+    return set_alt_text(figure, f"Held-out perplexity against {baseline}, with 95 % intervals, best first: {'; '.join(said)}.")
 
 
 def preview(table: pd.DataFrame, baseline: str, target: Path) -> None:
@@ -243,7 +243,7 @@ def preview(table: pd.DataFrame, baseline: str, target: Path) -> None:
         plt.close(figure)
 
 
-def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), log: bool = True) -> Figure:
+def by_setting(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), log: bool = True) -> Figure:
     """Perplexity by one numeric setting, with intervals over seeds; models without that setting as horizontal lines."""
     figure, ax = plt.subplots()
     varied = table[table[x].notna() & ~table.label.isin(others)].sort_values(x)
@@ -263,7 +263,7 @@ def dose(table: pd.DataFrame, x: str, xlabel: str, others: Sequence[str] = (), l
     ax.set(title="Held-out perplexity", xlabel=xlabel, ylabel="")
     said = [f"{row.perplexity:.1f} at {getattr(row, x):g}" for row in varied.itertuples()]
     said += [f"{name} {table[table.label == name].iloc[0].perplexity:.1f}" for name in others]
-    return say(figure, f"Held-out perplexity by {xlabel}: {'; '.join(said)}.")
+    return set_alt_text(figure, f"Held-out perplexity by {xlabel}: {'; '.join(said)}.")
 
 
 def paired_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -316,15 +316,15 @@ def plain_log(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _name(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, Any]]) -> None:
+def _name(ax: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, Any]]) -> None:
     """Labels at the lines' ends where there are few and short ones, else one legend below."""
     if len(ends) <= 4 and all(len(label) <= 16 for _, label in ends):
-        _name_ends(ax, ends, looks)
+        _name_ends(ax, ends, styles)
     elif not ax.figure.legends:
-        figure_legend(ax.figure, [Line2D([], [], label=label, **looks[label]) for _, label in ends])
+        figure_legend(ax.figure, [Line2D([], [], label=label, **styles[label]) for _, label in ends])
 
 
-def _name_ends(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[str, Any]]) -> None:
+def _name_ends(ax: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, Any]]) -> None:
     """Each line's label in the right margin, at its end's height or just above the label below it."""
     figure = ax.figure
     figure.canvas.draw()  # the layout must be settled before heights on paper can be compared
@@ -338,6 +338,6 @@ def _name_ends(ax: Axes, ends: list[tuple[float, str]], looks: dict[str, dict[st
             xytext=(6, (lowest - y) * 72 / figure.dpi),
             textcoords="offset points",
             va="center",
-            color=readable(looks[label]["color"]),
+            color=readable(styles[label]["color"]),
             annotation_clip=False,
         )

@@ -85,15 +85,15 @@ def scores(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_L
 def rotation(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN) -> Floats | None:
     """How far each dimension of a query has turned away from itself at each position: the cosine of the angle, (K, T).
     `None` where queries and keys are left as they are."""
-    if not encodings.rotates(name):
+    if not encodings.transforms_qk(name):
         return None
     built = model(name, options)
-    encoding, shape = built.encoding.at(0), built.config.shape
+    encoding, shape = built.encoding.for_layer(0), built.config.shape
     K = shape.head_dim
     units = torch.eye(K)[:, None, None].expand(K, shape.heads, tokens, K)  # a batch of unit vectors
     x_BTD = built.layers[0].input_layernorm(built.embed_in(torch.full((K, tokens), 7)))
     positions_BT = torch.arange(tokens)[None].expand(K, tokens)
-    turned_BTK = encoding.rotate(units, units, positions_BT, x_BTD)[0][:, 0].double()
+    turned_BTK = encoding.transform_qk(units, units, positions_BT, x_BTD)[0][:, 0].double()
     kept = torch.stack([turned_BTK[m, :, m % turned_BTK.shape[-1]] for m in range(K)])
     return np.asarray((kept / turned_BTK.norm(dim=-1).clamp(min=1e-9)).numpy())
 
@@ -127,7 +127,7 @@ def picture(name: str, options: dict[str, Any] | None = None, tokens: int = 64) 
     said = (
         f"Score of each key for each query where all tokens are the same, {tokens} tokens. The last query gives the first key"
     )
-    return figures.say(figure, f"{said}, against itself: {', '.join(ends)} nats.")
+    return figures.set_alt_text(figure, f"{said}, against itself: {', '.join(ends)} nats.")
 
 
 def _nats(value: float) -> str:
@@ -138,7 +138,7 @@ def _nothing(name: str, tokens: int) -> Figure:
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 2.4))
     ax.plot(range(tokens), np.zeros(tokens), color=figures.FAMILY_COLOURS["none"])
     ax.set(title="Score by distance: the same for every key", xlabel="distance, tokens", ylabel="nats", ylim=(-1, 1))
-    return figures.say(
+    return figures.set_alt_text(
         figure, f"{ENCODINGS[name].title}, as training starts, gives every key the same score at every distance."
     )
 
@@ -173,7 +173,7 @@ def kernel(name: str, options: dict[str, Any] | None = None) -> Figure:
             handlelength=1.8,
         )
     about = f"Score and attention weight by distance, up to {SEQ_LEN} tokens, where all tokens are the same: "
-    return figures.say(figure, f"{about}{'; '.join(said)}.")
+    return figures.set_alt_text(figure, f"{about}{'; '.join(said)}.")
 
 
 def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None:
@@ -190,12 +190,12 @@ def rotations(name: str, options: dict[str, Any] | None = None) -> Figure | None
     ax.grid(visible=False)
     figure.colorbar(shown, ax=ax, label="cosine of the angle")
     said = f"Cosine of the angle by which a query has turned, by dimension and position: {len(turning)} of {len(cosines)} turn."
-    return figures.say(figure, said)
+    return figures.set_alt_text(figure, said)
 
 
 def turning(name: str) -> str:
     """What the picture of rotations shows, for encodings that have one."""
-    if not encodings.rotates(name):
+    if not encodings.transforms_qk(name):
         return ""
     return (
         "Queries and keys are transformed by their own position before they meet. For each dimension of a head (top to bottom) "
@@ -224,12 +224,12 @@ def facts(name: str) -> pd.DataFrame:
 
 _HOOKS = {
     "embed": "the embeddings",
-    "rotate": "queries and keys",
+    "transform_qk": "queries and keys",
     "bias": "the scores, by a bias",
-    "keep": "what is cached beside the keys",
+    "token_state": "what is cached beside the keys",
     "scores": "the scores themselves",
-    "weights": "the weights",
-    "at": "with parts of its own in each layer",
+    "attention_weights": "the weights",
+    "for_layer": "with parts of its own in each layer",
 }
 
 

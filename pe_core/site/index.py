@@ -166,9 +166,9 @@ def caveats(found: Groups, against: str) -> str:
     return " ".join(filter(None, said))
 
 
-def looks(found: Groups) -> dict[str, dict[str, Any]]:
+def styles(found: Groups) -> dict[str, dict[str, Any]]:
     """Colour and dash of each model."""
-    return figures.looks(records.frame([record for group in found.values() for record in group]))
+    return figures.styles(records.frame([record for group in found.values() for record in group]))
 
 
 def verdict(name: str, found: Sequence[Record]) -> str:
@@ -408,7 +408,7 @@ def heads(looked: Sequence[Record]) -> Figure | None:
         return None
     found = [diagnostics.diagnose(record) for record in looked]
     even = diagnostics.summary(looked, found).iloc[-1]
-    return diagnostics_report.heads_figure(diagnostics.heads(looked, found), figures.looks(records.frame(list(looked))), even)
+    return diagnostics_report.heads_figure(diagnostics.heads(looked, found), figures.styles(records.frame(list(looked))), even)
 
 
 def explorer(found: Sequence[Record]) -> str:
@@ -422,11 +422,11 @@ def explorer(found: Sequence[Record]) -> str:
 def _setting(group: Sequence[Record]) -> dict[str, Any]:
     found = comparison.groups(group)
     frame = comparison.frame(found, baseline()) if baseline() in found else None
-    looks = figures.looks(records.frame(list(group)))
-    return {"name": named(group), "models": [_model(label, found, frame, looks) for label in found]}
+    styles = figures.styles(records.frame(list(group)))
+    return {"name": named(group), "models": [_model(label, found, frame, styles) for label in found]}
 
 
-def _model(label: str, found: Groups, frame: pd.DataFrame | None, looks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _model(label: str, found: Groups, frame: pd.DataFrame | None, styles: dict[str, dict[str, Any]]) -> dict[str, Any]:
     group = found[label]
     row = None if frame is None else frame[frame.label == label].iloc[0]
     pooled = comparison.pooled(group)
@@ -436,8 +436,8 @@ def _model(label: str, found: Groups, frame: pd.DataFrame | None, looks: dict[st
         "label": html.unescape(label),
         "family": group[0].family,
         "page": f"encodings/{group[0].config['encoding']}.html" if group[0].config["encoding"] in ENCODINGS else None,
-        "colour": looks[label]["color"],
-        "dash": looks[label]["linestyle"],
+        "colour": styles[label]["color"],
+        "dash": styles[label]["linestyle"],
         "seeds": len(group),
         "bytes": float(bytes_per_token),
         "perplexity": _rounded(metrics.perplexity(pooled)),

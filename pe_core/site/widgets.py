@@ -153,7 +153,7 @@ def attention_map(tokens: list[str], weights: np.ndarray[Any, Any], layer: int) 
         ax.grid(visible=False)
     nearest = [float((shown * np.subtract.outer(range(len(tokens)), range(len(tokens)))).sum(1).mean()) for shown in heads]
     said = "; ".join(f"head {head} looks {distance:.1f} tokens back on average" for head, distance in enumerate(nearest))
-    return figures.say(figure, f"Attention in layer {layer} over {len(tokens)} tokens: {said}.")
+    return figures.set_alt_text(figure, f"Attention in layer {layer} over {len(tokens)} tokens: {said}.")
 
 
 def models_panel(runs_dir: str | None = None) -> Any:

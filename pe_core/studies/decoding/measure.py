@@ -75,7 +75,7 @@ def absorption_gap(name: str, options: dict[str, object] | None = None) -> float
     up_HKC, x_1TD = torch.randn(H, K, C, generator=draw) / C**0.5, torch.zeros(1, T, H * K)
     positions_1T = torch.arange(T)[None]
     k_1HTK = torch.einsum("hkc,btc->bhtk", up_HKC, c_1TC)
-    turned_q, turned_k = encoding.rotate(q_1HTK, k_1HTK, positions_1T, x_1TD)
+    turned_q, turned_k = encoding.transform_qk(q_1HTK, k_1HTK, positions_1T, x_1TD)
     made = turned_q @ turned_k.mT / K**0.5
     absorbed = torch.einsum("bhtk,hkc,bsc->bhts", turned_q, up_HKC, c_1TC) / K**0.5
     bias = encoding.bias(turned_q, turned_k, positions_1T, positions_1T, None)

@@ -113,7 +113,7 @@ def diagnose_all(trained: Sequence[Record], windows: int = WINDOWS) -> list[Diag
     """`diagnose` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (record.folder, windows) for record in trained}
-        processes.each(_diagnose_folder, jobs, min(processes.cores(), len(jobs)))
+        processes.map_processes(_diagnose_folder, jobs, min(processes.cores(), len(jobs)))
     return [diagnose(record, windows) for record in trained]
 
 

@@ -103,12 +103,12 @@ def wavelengths_table(table: pd.DataFrame) -> Styler:
     return tables.styled(pd.DataFrame(shown).T.fillna("–"))
 
 
-def probes_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def probes_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """How well position can be read off, by layer (`measure.probes`), with 95 % bands over documents."""
     figure, ax = plt.subplots()
     for label, rows in table.groupby("label", sort=False):
-        ax.plot(rows.layer, rows.r2, marker=".", label=label, **looks[label])
-        ax.fill_between(rows.layer, rows.low, rows.high, color=looks[label]["color"], alpha=0.15, lw=0)
+        ax.plot(rows.layer, rows.r2, marker=".", label=label, **styles[label])
+        ax.fill_between(rows.layer, rows.low, rows.high, color=styles[label]["color"], alpha=0.15, lw=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(
         title="R² of position, linear probe",
@@ -120,7 +120,7 @@ def probes_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figu
     return figure
 
 
-def order_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def order_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Rise of the loss where earlier tokens are shuffled, and where they are removed (`measure.order`)."""
     kept, labels = sorted(table.kept.unique()), list(dict.fromkeys(table.label))
     figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(figures.WIDTH, 6.4))
@@ -128,8 +128,8 @@ def order_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figur
         for nth, label in enumerate(labels):
             rows = table[(table.change == change) & (table.label == label)]
             at = [kept.index(n) + 0.6 * ((nth + 0.5) / len(labels) - 0.5) for n in rows.kept]
-            ax.vlines(at, rows.low, rows.high, color=looks[label]["color"], lw=2)
-            ax.plot(at, rows.rise, figures.MARKS[nth % len(figures.MARKS)], ms=5, color=looks[label]["color"], label=label)
+            ax.vlines(at, rows.low, rows.high, color=styles[label]["color"], lw=2)
+            ax.plot(at, rows.rise, figures.MARKS[nth % len(figures.MARKS)], ms=5, color=styles[label]["color"], label=label)
         ax.axhline(0, color="0.4", lw=1)
         ax.set_xticks(range(len(kept)), [f"{n}" for n in kept])
         ax.set(title=f"Loss when {change}, nats more", xlabel="nearest tokens left in place", ylabel="")
@@ -138,7 +138,7 @@ def order_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figur
     return figure
 
 
-def heads_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: dict[str, float]) -> Figure:
+def heads_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]], even: dict[str, float]) -> Figure:
     """Every head of every model and seed (`measure.heads`), by layer; dashed: attention spread evenly."""
     titles = {"distance": "Mean distance, tokens", "entropy": "Entropy, nats", "first": "Share on first token"}
     labels = list(dict.fromkeys(table.label))
@@ -153,7 +153,7 @@ def heads_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: di
                 figures.MARKS[nth % len(figures.MARKS)],
                 ms=4,
                 alpha=0.7,
-                color=looks[label]["color"],
+                color=styles[label]["color"],
                 label=label,
             )
         ax.axhline(even[name], color="0.4", lw=1, ls="--")
@@ -166,24 +166,24 @@ def heads_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]], even: di
         f"{title}: {', '.join(f'{label} {value:.2g}' for label, value in means[name].items())}, spread evenly {even[name]:.2g}"
         for name, title in titles.items()
     ]
-    return figures.say(figure, f"Means over all heads. {'. '.join(said)}.")
+    return figures.set_alt_text(figure, f"Means over all heads. {'. '.join(said)}.")
 
 
-def profiles_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def profiles_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Share of attention by distance (`measure.profiles`), both axes logarithmic; the token itself stands at 1."""
     figure, ax = plt.subplots()
     for label, rows in table[table.share > 0].groupby("label", sort=False):
-        ax.plot(rows.distance + 1, rows.share, label=label, **looks[label])
+        ax.plot(rows.distance + 1, rows.share, label=label, **styles[label])
     ax.set(title="Attention by distance", xlabel="distance + 1, tokens", ylabel="share", xscale="log", yscale="log")
     figures.figure_legend(figure, ax.get_legend_handles_labels()[0])
     return figure
 
 
-def norms_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def norms_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Length of the residual stream before the last norm, by position (`measure.norms`)."""
     figure, ax = plt.subplots()
     for label, rows in table[table.layer == table.layer.max()].groupby("label", sort=False):
-        ax.plot(rows.position + 1, rows.norm, label=label, **looks[label])
+        ax.plot(rows.position + 1, rows.norm, label=label, **styles[label])
     ax.set(title="Length of hidden states", xlabel="position", ylabel="", xscale="log", ylim=(0, None))
     figures.figure_legend(figure, ax.get_legend_handles_labels()[0])
     return figure

@@ -58,7 +58,7 @@ def windows(record: Record, longest: int) -> int:
 
 def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
     """Every model at every length, as trained and, beyond the length trained at, with each encoding that may stand in for its
-    own (`Encoding.stretched`). Computed once, then read from the runs' folders; on a CPU several runs at once.
+    own (`Encoding.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
 
     Raises:
         ConfigError: a length that is not an even divisor of the longest.
@@ -70,7 +70,7 @@ def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         lengths.text(trained[0], at[-1], windows(trained[0], at[-1]))  # before several processes would build it at once
         jobs = {record.run: (record.folder, at) for record in trained}
-        processes.each(_measure_folder, jobs, min(processes.cores(), len(jobs)))
+        processes.map_processes(_measure_folder, jobs, min(processes.cores(), len(jobs)))
     found: dict[tuple[str, int], Reading] = {}
     said: set[str] = set()
     for record in progress.bar(trained, "Other lengths", unit=" runs"):
@@ -133,7 +133,7 @@ def _of(record: Record, length: int, longest: int) -> dict[str, tuple[HeldOut, H
     """Losses of a model at one length, by what stands in for its encoding ("" for its own), or why there are none."""
     trained, count = record.config["seq_len"], windows(record, longest)
     own: tuple[str | None, dict[str, Any] | None] = None, None
-    others = encodings.stretched(record.config["encoding"], record.config["options"], trained, max(length, trained))
+    others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(length, trained))
     found: dict[str, tuple[HeldOut, HeldOut] | ConfigError] = {}
     for remark, swap in {"": own, **others}.items():
         given = (record, length, longest, count, *(swap if length > trained else own))

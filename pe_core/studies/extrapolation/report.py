@@ -113,7 +113,7 @@ def last_tokens_table(ranked: pd.DataFrame, changes: pd.DataFrame) -> Styler:
     return tables.styled(shown)
 
 
-def by_length_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def by_length_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Perplexity by the context measured at (`lengths.frame`), one panel for each length trained at."""
     trained = sorted(table.trained_at.unique())
     figure, axes = plt.subplots(
@@ -121,8 +121,8 @@ def by_length_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> F
     )
     for ax, length in zip(axes[:, 0], trained, strict=True):
         for label, rows in table[table.trained_at == length].groupby("label", sort=False):
-            ax.plot(rows.length, rows.perplexity, marker=".", label=label, **looks[label])
-            ax.fill_between(rows.length, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
+            ax.plot(rows.length, rows.perplexity, marker=".", label=label, **styles[label])
+            ax.fill_between(rows.length, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
         ax.axvline(length, color="0.6", lw=0.8, zorder=0)
         ax.set(title=f"Perplexity, trained at {length}", xlabel="context, tokens", ylabel="", xscale="log", yscale="log")
         ax.label_outer()
@@ -135,7 +135,7 @@ def by_length_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> F
 
 
 def contexts_figure(
-    table: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str = "perplexity", title: str = ""
+    table: pd.DataFrame, styles: dict[str, dict[str, Any]], value: str = "perplexity", title: str = ""
 ) -> Figure:
     """What a model does at other contexts (`measure.frame`, `measure.paths`), one panel for each family.
 
@@ -147,9 +147,11 @@ def contexts_figure(
     figure, panels = figures.stacked_panels(list(known.drop_duplicates("label").panel))
     for panel, ax in panels.items():
         for nth, (label, rows) in enumerate(known[known.panel == panel].groupby("label", sort=False)):
-            ax.plot(rows.length, rows[value], marker=figures.MARKS[nth % len(figures.MARKS)], ms=5, label=label, **looks[label])
+            ax.plot(
+                rows.length, rows[value], marker=figures.MARKS[nth % len(figures.MARKS)], ms=5, label=label, **styles[label]
+            )
             if value == "percent":
-                ax.fill_between(rows.length, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
+                ax.fill_between(rows.length, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
         for length in table.trained_at.unique():
             ax.axvline(length, color="0.6", lw=0.8, zorder=0)
         scale = "log" if value == "perplexity" else "linear"

@@ -93,7 +93,7 @@ def evaluate_all(trained: Sequence[Record]) -> list[dict[str, Any]]:
     """`evaluate` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (str(record.folder),) for record in trained}
-        processes.each(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
+        processes.map_processes(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
     return [evaluate(record) for record in trained]
 
 

@@ -79,7 +79,7 @@ def ranks_table(table: pd.DataFrame) -> Styler:
     return tables.styled(shown).hide()
 
 
-def ranks_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def ranks_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Share of facts whose right answer ranks first (`frame`), by how they were stated, one panel for each direction."""
     directions, labels = list(dict.fromkeys(table.direction)), list(dict.fromkeys(table.label))
     ways = [way for way in ("this way", "other way", "both ways", "never") if way in set(table.stated)]
@@ -91,7 +91,7 @@ def ranks_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figur
         for nth, label in enumerate(labels):
             rows = part[part.label == label]
             at = [ways.index(way) + 0.6 * ((nth + 0.5) / len(labels) - 0.5) for way in rows.stated]
-            colour = looks[label]["color"]
+            colour = styles[label]["color"]
             ax.vlines(at, 100 * rows.first_low, 100 * rows.first_high, color=colour, lw=2)
             ax.plot(at, 100 * rows["first"], "osD^vP"[nth % 6], ms=6, color=colour, label=label)
             shares = [f"{100 * row.first:.0f} % {row.stated}" for row in rows[["first", "stated"]].itertuples(index=False)]
@@ -103,4 +103,6 @@ def ranks_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figur
         ax.label_outer()
         ax.grid(axis="x", visible=False)
     figures.figure_legend(figure, axes[0, 0].get_legend_handles_labels()[0])
-    return figures.say(figure, f"Share of facts whose right answer ranks first, by how they were stated. {'; '.join(said)}.")
+    return figures.set_alt_text(
+        figure, f"Share of facts whose right answer ranks first, by how they were stated. {'; '.join(said)}."
+    )

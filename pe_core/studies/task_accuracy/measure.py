@@ -100,9 +100,9 @@ def _file(factors: Sequence[float], count: int) -> str:
 
 def _reading(record: Record, model: Any, tokens: int) -> Any:
     """The model as it is to read so many tokens: itself, or, where it has no such positions, with what may stand in for its
-    encoding (`Encoding.stretched`)."""
+    encoding (`Encoding.length_extensions`)."""
     trained = record.config["seq_len"]
-    others = encodings.stretched(record.config["encoding"], record.config["options"], trained, max(tokens, trained))
+    others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(tokens, trained))
     try:
         with torch.no_grad():
             model(torch.zeros(1, tokens, dtype=torch.long, device=model.device), use_cache=False)
@@ -153,7 +153,7 @@ def evaluate_all(
     """`evaluate` for each record, on a CPU several at once."""
     if hardware.device("auto") == "cpu" and len(trained) > 1:
         jobs = {record.run: (record.folder, tuple(factors), count) for record in trained}
-        processes.each(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
+        processes.map_processes(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
     return [evaluate(record, factors, count) for record in trained]
 
 

@@ -101,7 +101,7 @@ def claims_table(table: pd.DataFrame) -> Styler:
     return tables.styled(shown).hide()
 
 
-def accuracy_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def accuracy_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by length (`frame`), with 95 % bands over seeds, one panel for each task; dotted: chance, a
     line at the length trained at."""
     names = list(dict.fromkeys(table.task))
@@ -109,8 +109,8 @@ def accuracy_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Fi
     for ax, name in zip(axes, names, strict=True):
         part = table[table.task == name]
         for label, rows in part[part.whole.notna()].groupby("label", sort=False):
-            ax.plot(rows.tokens, rows.whole, marker=".", label=label, **looks[label])
-            ax.fill_between(rows.tokens, rows.whole_low, rows.whole_high, color=looks[label]["color"], alpha=0.12, lw=0)
+            ax.plot(rows.tokens, rows.whole, marker=".", label=label, **styles[label])
+            ax.fill_between(rows.tokens, rows.whole_low, rows.whole_high, color=styles[label]["color"], alpha=0.12, lw=0)
         chance = part.drop_duplicates("tokens")
         ax.plot(chance.tokens, chance.chance_whole, color="0.4", lw=1, ls=":")
         ax.axvline(float((part.tokens / part.factor).mean()), color="0.6", lw=0.8, zorder=0)
@@ -119,7 +119,7 @@ def accuracy_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Fi
         ax.set_xticks([t for t, before in zip(ticks, [0, *ticks], strict=False) if t > 1.4 * before])
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-    handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in looks}
+    handles = {str(line.get_label()): line for ax in axes for line in ax.lines if line.get_label() in styles}
     figure.legend(handles.values(), list(handles), loc="outside lower left", ncols=2, fontsize=9)
     return figure
 
@@ -145,17 +145,17 @@ def answers_figure(table: pd.DataFrame) -> Figure:
             label.set(color=figures.readable(figures.family_colour(families[label.get_text()])), fontsize=10)
         rows = [f"{label} {', '.join(row)}" for label, row in zip(order, shown.itertuples(index=False), strict=True)]
         said.append(f"{name} at {', '.join(map(str, grid.columns))} tokens: {'; '.join(rows)}")
-    return figures.say(figure, f"Percent of answers right. {'. '.join(said)}.")
+    return figures.set_alt_text(figure, f"Percent of answers right. {'. '.join(said)}.")
 
 
-def depths_figure(table: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> Figure:
+def depths_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Share of answers right by where in the question they stand (`measure.depths`, of one task), one panel for each length."""
     lengths = sorted(table.tokens.unique())
     figure, axes = figures.paired_panels(len(lengths), 2.5)
     for ax, tokens in zip(axes, lengths, strict=True):
         for label, rows in table[table.tokens == tokens].groupby("label", sort=False):
-            ax.plot(rows.depth, rows.whole, marker=".", label=label, **looks[label])
-            ax.fill_between(rows.depth, rows.low, rows.high, color=looks[label]["color"], alpha=0.12, lw=0)
+            ax.plot(rows.depth, rows.whole, marker=".", label=label, **styles[label])
+            ax.fill_between(rows.depth, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
         ax.set(title=f"{tokens} tokens", xlabel="depth (0: first)", ylabel="", xlim=(0, 1), ylim=(-0.03, 1.03))
     figures.figure_legend(figure, axes[0].get_legend_handles_labels()[0])
     return figure

@@ -13,7 +13,7 @@ from pe_core.config import PRESETS, Experiment
 from pe_core.errors import ConfigError, LabError
 from pe_core.model import LabForCausalLM
 from pe_core.model_config import LabConfig
-from pe_core.trainer import Stepper
+from pe_core.trainer import TrainStep
 
 # Logits of a model at the start of training are about 0.2 in size; fp32 sums in another order differ by less than this.
 TOLERANCE = 1e-4
@@ -76,14 +76,14 @@ def speed(device: str, precision: str, preset: str = "pythia-70m", steps: int = 
     """Training steps of 8 windows of 128 tokens, as a run would take them, after some to warm up."""
     experiment = Experiment(encoding="rope", preset=preset, device=device, precision=precision).resolved()
     model = LabForCausalLM(LabConfig.of(experiment)).initialise(0).to(device).train()
-    stepper = Stepper(model, experiment)
+    train_step = TrainStep(model, experiment)
     tokens = torch.randint(PRESETS[preset].vocab, (_BATCH, _TOKENS + 1), generator=torch.Generator().manual_seed(0)).to(device)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     for _ in range(3):
-        stepper(inputs, targets)
+        train_step(inputs, targets)
     began = time.perf_counter()
     for _ in range(steps):
-        stepper(inputs, targets)  # returns numbers, so the device has finished
+        train_step(inputs, targets)  # returns numbers, so the device has finished
     rate = steps * targets.numel() / (time.perf_counter() - began)
     return Speed(rate, hardware.peak_memory_mb(device))
 

@@ -97,7 +97,7 @@ def throughput_figure(rows: pd.DataFrame) -> Figure:
         ax.set_xticks([])
         rates = [f"{name} {rate:,.0f}" for name, rate in zip(part.contender, part.tokens_per_second, strict=True)]
         said.append(f"{shape}: {', '.join(rates[::-1])}")
-    return figures.say(figure, f"Tokens per second. {'; '.join(said)}.")
+    return figures.set_alt_text(figure, f"Tokens per second. {'; '.join(said)}.")
 
 
 def encodings_figure(relative: dict[str, float]) -> Figure:
@@ -109,4 +109,4 @@ def encodings_figure(relative: dict[str, float]) -> Figure:
     ax.set(title="Training speed over that without encoding", xlabel="dashed: the target, 0.6")
     ax.grid(axis="y", visible=False)
     said = [f"{row.name} {row.relative:.2f}" for row in rows[::-1].itertuples(index=False)]
-    return figures.say(figure, f"Training speed over that without encoding: {'; '.join(said)}.")
+    return figures.set_alt_text(figure, f"Training speed over that without encoding: {'; '.join(said)}.")
