@@ -37,12 +37,13 @@ test: .venv/.ready  ## the tests (a few minutes)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.ready  ## those that compile, start kernels or processes
-	$(BIN)/pytest -m slow --ignore=tests/test_site.py
+	$(BIN)/pytest -m slow --ignore=tests/site/test_site.py
 
-check: .venv/.ready  ## format, lint, types, clean notebooks
+check: .venv/.ready  ## format, lint, types, imports, clean notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb notebooks/pages/*.ipynb
 
 book: .venv/.ready  ## build the site
@@ -60,7 +61,7 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 
 site-check: .venv/.ready  ## open every page of the site in headless Chromium (the system's own)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,site]'
-	$(BIN)/pytest -m slow tests/test_site.py
+	$(BIN)/pytest -m slow tests/site/test_site.py
 
 pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
 	$(BIN)/python -m pe_core.site.pages $(ENCODINGS)

@@ -1,6 +1,5 @@
 """The assembly line: the same bits every time, killed or not, and every metric from the best weights."""
 
-import json
 import os
 import shutil
 import signal
@@ -11,37 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import interrupted_at
+from helpers import interrupted_at, small
 
 from pe_core import data, metrics, paths, records, runner, sweeper, trainer
-from pe_core.config import Experiment
 from pe_core.errors import RecordError, TrainingError
 from pe_core.launch import processes
 from pe_core.report import tables
 from pe_core.studies.note import measure as note
 from pe_core.studies.note import report as note_report
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    file = tmp_path_factory.mktemp("library") / "library.jsonl"
-    documents = [" ".join(f"w{n}" for n in rng.zipf(1.5, rng.integers(60, 200)) % 300) for _ in range(150)]
-    file.write_text("\n".join(json.dumps({"text": document}) for document in documents))
-    return file
-
-
-def small(library, **settings):
-    defaults = {
-        "samples": 100,
-        "seq_len": 16,
-        "epochs": 2,
-        "batch_size": 4,
-        "preset": "nano",
-        "compile": "off",
-        "device": "cpu",
-    }
-    return Experiment(corpus=str(library), **{**defaults, **settings})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

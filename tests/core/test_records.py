@@ -5,36 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers import made
 
 from pe_core import records
 from pe_core.errors import RecordError
-from pe_core.metrics import HeldOut, summarise
-from pe_core.records import Record
+from pe_core.metrics import HeldOut
 from pe_core.report import figures
-
-
-def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9):
-    rng = np.random.default_rng(0)
-    losses = rng.gamma(4.0, 1.0, (40, 32)) + shift
-    document = np.sort(rng.integers(0, documents, 40 * 32)).reshape(40, 32)
-    heldout = HeldOut.of(losses, document, np.full((40, 32), 4))
-    record = Record(
-        run=folder.name,
-        label=label,
-        config={"encoding": encoding, "options": {}, "seed": seed, "device": "cpu", "epochs": 30},
-        data={"fingerprint": "f", "windows": {"train": 360, "heldout": 40}},
-        parameters=10,
-        best_epoch=1,
-        history=[{"epoch": 1, "train_loss": 4.0, "val_loss": 4.0, "improved": True}],
-        metrics=summarise(heldout),
-        versions={},
-        runtime={"train_seconds": 1.0, "tokens_per_second": 2.0, "peak_memory_mb": 3.0},
-        created="2026-01-01T00:00:00+00:00",
-    )
-    folder.mkdir(parents=True)
-    heldout.save(folder / records.LOSSES)
-    record.save(folder)
-    return record
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):

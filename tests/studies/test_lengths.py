@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from test_experiment import library, small  # noqa: F401  a fixture
+from helpers import small
 
 from pe_core import runner
 from pe_core.errors import ConfigError
@@ -12,7 +12,7 @@ from pe_core.studies.extrapolation import lengths, report
 
 
 @pytest.fixture(scope="module")
-def trained(library, tmp_path_factory):  # noqa: F811
+def trained(library, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("none", 2), ("learned", 1)]
     return [runner.run(small(library, encoding=name, seed=seed), folder) for name, seed in chosen]

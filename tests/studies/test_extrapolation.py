@@ -5,10 +5,9 @@ import math
 
 import numpy as np
 import pytest
-import test_notebooks
 import torch
+from helpers import ROOT, outputs, publish_records, run_notebook, small
 from matplotlib import pyplot as plt
-from test_experiment import library, small  # noqa: F401  a fixture
 
 from pe_core import LabForCausalLM, encodings, metrics, records, runner
 from pe_core.errors import ConfigError, RecordError
@@ -22,7 +21,7 @@ AT = [16, 32, 64]
 
 
 @pytest.fixture(scope="module")
-def trained(library, tmp_path_factory):  # noqa: F811
+def trained(library, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("none", 2), ("learned", 1), ("randomised", 1)]
     return [runner.run(small(library, encoding=name, seed=seed, precision="fp32"), folder) for name, seed in chosen]
@@ -156,7 +155,7 @@ def test_paths_end_where_changes_are(readings):
 
 def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     """What it shows is in a small file beside each record, and is what the frame says."""
-    test_notebooks.publish_records(trained, tmp_path)
+    publish_records(trained, tmp_path)
     published = records.load_all(tmp_path / "book")
     table = index.beyond("rope", published)
     assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]
@@ -243,9 +242,9 @@ def test_the_notebook_in_small(tmp_path):
     given = {"samples": 300, "seq_len": 32, "epochs": 1, "seeds": "1", "models": "none,learned,rope", "lengths": "32,64,128"}
     given |= {"torch_compile": "off", "preset": "nano", "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
-    finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/extrapolation.ipynb", tmp_path / "out.ipynb", *parameters)
+    finished = run_notebook(ROOT / "notebooks/extrapolation.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
-    sentences = " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
+    sentences = " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
     assert "No positions beyond 32 tokens: Learned" in sentences
-    assert "RoPE 25 %, YaRN" in "".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/html"))
-    assert len(test_notebooks.outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 4
+    assert "RoPE 25 %, YaRN" in "".join(outputs(tmp_path / "out.ipynb", "text/html"))
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 4

@@ -19,6 +19,11 @@ def test_importing_loads_neither_torch_nor_transformers():
     assert printed == "[]"
 
 
+def test_importing_leaves_the_process_as_it_is():
+    code = "import os, threading; before = dict(os.environ); import pe_core; assert dict(os.environ) == before"
+    python(code + "; assert threading.active_count() == 1; assert not hasattr(pe_core, 'process')")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",

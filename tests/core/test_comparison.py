@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from test_records import made
+from helpers import made
 
 from pe_core import Experiment, comparison, metrics, recipes, records
 from pe_core.errors import ConfigError, RecordError

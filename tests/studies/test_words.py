@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from test_records import made
+from helpers import made
 
 from pe_core import records
 from pe_core.report import claims

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import test_notebooks
 import torch
+from helpers import ROOT, outputs, publish_records, run_notebook, small
 from matplotlib import pyplot as plt
-from test_experiment import library, small  # noqa: F401  a fixture
 from torch import nn
 
 from pe_core import encodings, records, runner
@@ -27,7 +26,7 @@ def windows(M=12, T=20, seed=0):
 
 
 @pytest.fixture(scope="module")
-def trained(library, tmp_path_factory):  # noqa: F811
+def trained(library, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     chosen = [("rope", 1), ("rope", 2), ("none", 1), ("learned", 1)]
     settings = dict(epochs=1, samples=200, precision="fp32")
@@ -216,10 +215,10 @@ def test_measured_once_then_read(trained, found, monkeypatch):
 
 def test_a_published_result_needs_no_weights(trained, found, tmp_path):
     """Encodings' pages show where trained heads look, on machines that never trained them."""
-    test_notebooks.publish_records(trained, tmp_path)
+    publish_records(trained, tmp_path)
     stale = tmp_path / "book" / trained[0].run / "diagnosis-0-20.npz"
     stale.write_bytes(b"of other weights")
-    test_notebooks.publish_records(trained, tmp_path)
+    publish_records(trained, tmp_path)
     assert not stale.exists()
     for file in tmp_path.rglob("diagnosis-*-20.npz"):
         file.rename(file.with_name(file.name.replace("20", str(measure.WINDOWS))))
@@ -327,13 +326,11 @@ def test_the_notebook_in_small(tmp_path):
     given = {"samples": 300, "seq_len": 32, "epochs": 1, "seeds": "1", "models": "none,rope", "windows": 20}
     given |= {"torch_compile": "off", "preset": "nano", "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
-    finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/diagnostics.ipynb", tmp_path / "out.ipynb", *parameters)
+    finished = run_notebook(ROOT / "notebooks/diagnostics.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
-    assert "All earlier tokens shuffled" in " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
-    assert len(test_notebooks.outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 5
+    assert "All earlier tokens shuffled" in " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 5
     run = next((tmp_path / "runs").glob("none-*")).name
-    again = test_notebooks.run(
-        test_notebooks.ROOT / "notebooks/diagnostics.ipynb", tmp_path / "again.ipynb", *parameters, "-p", "run_ids", run
-    )
+    again = run_notebook(ROOT / "notebooks/diagnostics.ipynb", tmp_path / "again.ipynb", *parameters, "-p", "run_ids", run)
     assert again.returncode == 0, again.stderr
-    assert "RoPE" not in "".join(test_notebooks.outputs(tmp_path / "again.ipynb", "text/html"))
+    assert "RoPE" not in "".join(outputs(tmp_path / "again.ipynb", "text/html"))

@@ -4,13 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import fsspec
 import nbformat
 import papermill
 import pytest
 import yaml
+from helpers import ROOT, code_cells, outputs, printed, run_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.iorw import papermill_io
 
@@ -18,42 +18,10 @@ from pe_core.errors import ConfigError
 from pe_core.report import notebook
 from pe_core.site import publish
 
-ROOT = Path(__file__).parent.parent
 INTERACTIVE = ROOT / "notebooks/explore.ipynb"  # needs a kernel, so it has no page
 NOTEBOOKS = sorted(set((ROOT / "notebooks").glob("*.ipynb")) - {INTERACTIVE})
 TEMPLATES = sorted((ROOT / "notebooks/pages").glob("*.ipynb"))
-PAPERMILL = str(Path(sys.executable).parent / "papermill")
 TINY = ["-p", "samples", "60", "-p", "seq_len", "32", "-p", "epochs", "2", "-p", "torch_compile", "off", "-p", "preset", "nano"]
-
-
-def run(path, output, *parameters, **options):
-    command = [PAPERMILL, str(path), str(output), "--log-level", "ERROR", *parameters]
-    return subprocess.run(command, capture_output=True, text=True, **options)
-
-
-def code_cells(content):
-    return [cell for cell in content.cells if cell.cell_type == "code"]
-
-
-def outputs(path, kind):
-    return [
-        output.data[kind]
-        for cell in code_cells(nbformat.read(path, as_version=4))
-        for output in cell.outputs
-        if kind in output.get("data", {})
-    ]
-
-
-def printed(path):
-    cells = code_cells(nbformat.read(path, as_version=4))
-    return "".join(o.text for cell in cells for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
-
-
-def publish_records(trained, folder):
-    """The records of these runs under `book` in that folder, as of runs that a page shows."""
-    shown = new_output("stream", text=" ".join(record.run for record in trained))
-    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[shown])]), folder / "page.ipynb")
-    publish.records(trained[0].folder.parent, folder / "book", [folder / "page.ipynb"])
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *TEMPLATES, INTERACTIVE], ids=lambda path: path.stem)
@@ -142,8 +110,8 @@ def test_only_the_records_that_pages_show_are_published(tmp_path):
     table = new_output("display_data", {"text/html": "<td>rope-nano-1</td><td>gone-nano-9</td>", "image/png": "none-nano-2"})
     said = new_output("stream", name="stdout", text="NoPE\nalibi-nano-33: already trained\nunfinished-nano-5\n")
     later = new_output("execute_result", {"text/plain": "kerple-nano-4"})
-    for page, outputs in zip(pages, ([table, said], [], [later]), strict=True):
-        source = new_code_cell("shown = 'none-nano-2'", outputs=outputs)
+    for page, shown in zip(pages, ([table, said], [], [later]), strict=True):
+        source = new_code_cell("shown = 'none-nano-2'", outputs=shown)
         nbformat.write(new_notebook(cells=[new_markdown_cell("none-nano-2"), source]), page)
     publish.records(runs, tmp_path / "book", pages[:2])
     assert {p.name for p in (tmp_path / "book").iterdir()} == {"rope-nano-1", "alibi-nano-33"}
@@ -173,7 +141,7 @@ def executed(tmp_path_factory):
     """The README's command, in small, from another folder than the project's."""
     folder = tmp_path_factory.mktemp("elsewhere")
     arguments = [*TINY, "-p", "runs_dir", str(folder / "runs")]
-    finished = run(ROOT / "notebooks/nope.ipynb", folder / "out.ipynb", *arguments, cwd=folder)
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", folder / "out.ipynb", *arguments, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder / "out.ipynb"
 
@@ -197,7 +165,7 @@ def test_the_main_job_shows_what_the_note_shows(executed):
 @pytest.mark.slow
 def test_a_second_run_reads_the_first_ones_records(executed, tmp_path):
     parameters = [*TINY, "-p", "runs_dir", str(executed.parent / "runs"), "-p", "skip_baseline", "True"]
-    finished = run(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", *parameters)
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
     assert "NoPE: already trained" in printed(tmp_path / "out.ipynb")
     assert "No baseline was trained" in " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
@@ -249,7 +217,7 @@ def test_a_notebook_may_be_written_to_a_url(monkeypatch):
     ],
 )
 def test_bad_input_ends_papermill_with_one_line(tmp_path, parameters, said):
-    finished = run(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", "-p", "runs_dir", str(tmp_path), *parameters)
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", "-p", "runs_dir", str(tmp_path), *parameters)
     assert finished.returncode != 0
     lines = [line for line in finished.stderr.splitlines() if said in line]
     assert lines, finished.stderr[-2000:]

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from test_records import made
+from helpers import made
 
 from pe_core import comparison, recipes
 from pe_core.site import index

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model
+from helpers import tiny_model
 from hub import LOOPBACK_ONLY
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers import pipeline as make_pipeline

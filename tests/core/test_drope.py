@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import interrupted_at
+from helpers import interrupted_at
 
 from pe_core import data, encodings, metrics, recipes, runner, sweeper, trainer
 from pe_core.config import Experiment

@@ -126,7 +126,7 @@ def test_one_new_file_is_a_whole_encoding(folder, tiny, ids, tmp_path_factory):
 
 def test_the_readmes_example_is_a_whole_encoding(folder, tiny, ids):
     """Copied and pasted, it is all that the tests of every encoding ask for."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     section = readme.split("## Add an encoding\n")[1].split("\n## ")[0]
     (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     (name,) = re.findall(r"`(\w+)\.py`", section)

@@ -7,10 +7,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import test_notebooks
 import torch
+from helpers import ROOT, made, outputs, run_notebook
 from matplotlib import pyplot as plt
-from test_records import made
 from torch import nn
 from torch.nn import functional as F
 
@@ -264,9 +263,9 @@ def test_only_answers_count(tiny, name):
 
 
 def experiment_tensors(windows):
-    from pe_core.trainer import _tensors
+    from pe_core.loss import tensors
 
-    return _tensors(windows, torch.device("cpu"))
+    return tensors(windows, torch.device("cpu"))
 
 
 def test_text_is_scored_as_before():
@@ -562,8 +561,8 @@ def test_the_notebook_in_small(tmp_path):
     given["shared"] = "[]"
     given |= {"torch_compile": "off", "preset": "nano", "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
-    finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/tasks.ipynb", tmp_path / "out.ipynb", *parameters)
+    finished = run_notebook(ROOT / "notebooks/tasks.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
-    assert "left out: last and passkey" in " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
-    assert len(test_notebooks.outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 2
+    assert "left out: last and passkey" in " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 2
     assert len(json.loads(next((tmp_path / "runs").glob("*/task-*.json")).read_text())) == 5

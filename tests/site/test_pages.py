@@ -14,16 +14,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import made
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from test_records import made
 
 from pe_core import ENCODINGS, comparison, encodings, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
 from pe_core.site import encoding_page, index, publish, sphinx
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_every_encoding_has_pictures_in_words(encoding):
             assert len(words) > 40
             assert "nan" not in words.lower()
             assert len(svg(figure)) < 200_000
-    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].transform_qk is Encoding.rotate)
+    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].transform_qk is Encoding.transform_qk)
 
 
 # Encodings: words

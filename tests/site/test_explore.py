@@ -4,7 +4,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from test_records import made
+from helpers import made
 from transformers import PreTrainedTokenizerFast
 
 from pe_core import ENCODINGS, records

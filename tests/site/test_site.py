@@ -15,7 +15,7 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[site]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install '.[site]'")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip

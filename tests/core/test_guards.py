@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 
 from pe_core import Experiment, LabForCausalLM, runner
 from pe_core.trainer import TrainStep
 
-RECORDS = sorted((Path(__file__).parents[1] / "book" / "records").glob("*/record.json"))
+RECORDS = sorted((Path(__file__).parents[2] / "book" / "records").glob("*/record.json"))
 STEPS = 20
 
 

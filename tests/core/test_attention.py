@@ -3,7 +3,7 @@ import operator
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 
 from pe_core import ENCODINGS, attention, encodings, hardware
 from pe_core.attention import Positions, attend

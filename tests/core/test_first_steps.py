@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 from torch.nn import functional as F
 
 from pe_core import Experiment, LabForCausalLM

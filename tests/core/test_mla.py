@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from helpers import tiny_config, tiny_model
 
 from pe_core import ENCODINGS, Experiment, LabForCausalLM, encodings
 from pe_core.errors import ConfigError

@@ -9,11 +9,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import test_notebooks
 import torch
-from conftest import interrupted_at
+from helpers import ROOT, interrupted_at, made, outputs, run_notebook
 from matplotlib import pyplot as plt
-from test_records import made
 
 from pe_core import data, records, runner, trainer
 from pe_core.config import Experiment
@@ -518,13 +516,13 @@ def test_a_model_of_a_task_knows_no_facts(tmp_path):
 def test_the_notebook_runs_and_claims_nothing_of_models_that_learned_nothing(tmp_path):
     given = {"samples": 60, "seq_len": 64, "epochs": 1, "encodings": "none", "torch_compile": "off", "preset": "nano"}
     parameters = [part for name, value in {**given, "runs_dir": tmp_path / "runs"}.items() for part in ("-p", name, str(value))]
-    finished = test_notebooks.run(test_notebooks.ROOT / "notebooks/reversal.ipynb", tmp_path / "out.ipynb", *parameters)
+    finished = run_notebook(ROOT / "notebooks/reversal.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
-    sentences = " ".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/markdown"))
+    sentences = " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
     assert "Nothing can be said about NoPE" in sentences
     assert "where the sentences were never seen" in sentences
-    shown = "".join(test_notebooks.outputs(tmp_path / "out.ipynb", "text/html"))
+    shown = "".join(outputs(tmp_path / "out.ipynb", "text/html"))
     for name in ("ranked first, %", "NoPE, never seen", "NoPE, trained forward", "both ways", "6,226.1"):
         assert name in shown
-    assert len(test_notebooks.outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 1
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 1
     assert len(list((tmp_path / "runs").glob("*/curse-*.json"))) == 2

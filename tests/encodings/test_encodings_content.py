@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers import tiny_config
 from torch.nn import functional as F
 
 from pe_core import LabForCausalLM, encodings

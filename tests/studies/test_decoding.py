@@ -1,7 +1,7 @@
 """The cache's size by hand, and what commutes with absorbing the key projection."""
 
 import pytest
-from conftest import tiny_model
+from helpers import tiny_model
 
 from pe_core.studies.decoding import measure
 

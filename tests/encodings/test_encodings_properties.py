@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import tiny_model
+from helpers import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model
+from helpers import tiny_model
 
 from pe_core import distributed, runner, sweeper, trainer
 from pe_core.config import Experiment
