@@ -30,19 +30,20 @@ nope: .venv/.ready  ## train RoPE and NoPE, show what differs (SAMPLES=1000 for 
 	@mkdir -p runs
 	$(BIN)/papermill notebooks/nope.ipynb runs/nope.ipynb -p samples $(SAMPLES) $(PARAMS)
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to html --no-input runs/nope.ipynb
-	@$(BIN)/python -m pe_core.publish show runs/nope.ipynb
+	@$(BIN)/python -m pe_core.site.publish show runs/nope.ipynb
 	@echo "Tables and figures: runs/nope.html"
 
 test: .venv/.ready  ## the tests (a few minutes)
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/.ready  ## those that compile, start kernels or processes
-	$(BIN)/pytest -m slow --ignore=tests/test_site.py
+	$(BIN)/pytest -m slow --ignore=tests/site/test_site.py
 
-check: .venv/.ready  ## format, lint, types, clean notebooks
+check: .venv/.ready  ## format, lint, types, imports, clean notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb notebooks/pages/*.ipynb
 
 book: .venv/.ready  ## build the site
@@ -52,18 +53,18 @@ book: .venv/.ready  ## build the site
 experiments: .venv/.ready  ## run every notebook into the book, as published (or those of NOTEBOOKS)
 	@for notebook in $(NOTEBOOKS); do \
 	  $(BIN)/papermill $$notebook book/experiments/$$(basename $$notebook) $(PARAMS) || exit 1; done
-	$(BIN)/python -m pe_core.publish clean $(PAGES)
-	$(BIN)/python -m pe_core.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
-	$(BIN)/python -m pe_core.publish records runs book/records $(PAGES)
+	$(BIN)/python -m pe_core.site.publish clean $(PAGES)
+	$(BIN)/python -m pe_core.site.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
+	$(BIN)/python -m pe_core.site.publish records runs book/records $(PAGES)
 	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
 	@$(MAKE) --no-print-directory pages
 
 site-check: .venv/.ready  ## open every page of the site in headless Chromium (the system's own)
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,site]'
-	$(BIN)/pytest -m slow tests/test_site.py
+	$(BIN)/pytest -m slow tests/site/test_site.py
 
 pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
-	$(BIN)/python -m pe_core.pages $(ENCODINGS)
+	$(BIN)/python -m pe_core.site.pages $(ENCODINGS)
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
@@ -72,7 +73,7 @@ bench: .venv/.ready  ## how fast is training, beside what else there is (BENCH=-
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
 
 gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (a few minutes)
-	$(BIN)/python -m pe_core.gpu_check
+	$(BIN)/python -m pe_core.studies.throughput.gpu_check
 
 clean:  ## remove what was built; runs/ stays
 	rm -rf .venv book/_build *.egg-info

@@ -3,7 +3,7 @@
 Every contender trains the same shape (Pythia architecture, RoPE 25 %, AdamW, clipped gradients) on the same random
 tokens. They take turns within one run (A B C A B C …), each in a process of its own, so that drift of the machine meets
 all alike; medians and ratios are what counts. The limit is measured the same way: the matrix products of one step, and
-nothing else, of the very shapes the step needs. `pe_core.speed` says what the record means.
+nothing else, of the very shapes the step needs. `pe_core.studies.throughput.measure` says what the record means.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pe_core import hardware, parallel, records, speed
+from pe_core import hardware, process, records
 from pe_core.config import PRESETS, Experiment
 from pe_core.encodings import ENCODINGS
+from pe_core.launch import processes
+from pe_core.studies.throughput import measure as throughput
 
 # A step takes a batch of token ids (B, T + 1) and trains on it once.
 Step = Callable[[torch.Tensor], None]
@@ -38,19 +40,19 @@ def ours(preset: str, B: int, T: int, encoding: str = "rope") -> Step:
     """pe_core's trainer."""
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
-    from pe_core.trainer import Stepper
+    from pe_core.trainer import TrainStep
 
     experiment = Experiment(encoding=encoding, preset=preset, seq_len=T, batch_size=B).resolved()
     model = LabForCausalLM(LabConfig.of(experiment)).initialise(0)
-    stepper = Stepper(model, experiment)
-    return lambda tokens: stepper(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) and None
+    train_step = TrainStep(model, experiment)
+    return lambda tokens: train_step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) and None
 
 
 def evaluation(preset: str, B: int, T: int) -> Step:
     """pe_core's evaluation, in batches of its own size."""
+    from pe_core.loss import LossFunction
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
-    from pe_core.trainer import LossFunction
 
     experiment = Experiment(preset=preset, seq_len=T, batch_size=B).resolved()
     compute = LossFunction(LabForCausalLM(LabConfig.of(experiment)).initialise(0), experiment)
@@ -171,7 +173,7 @@ def serve(name: str, preset: str, B: int, T: int, threads: int) -> None:
     contender, _, encoding = name.partition(" · ")
     made = STEPS[contender](preset, B, T, encoding) if encoding else STEPS[contender](preset, B, T)
     if contender == "ours, evaluation":
-        from pe_core.trainer import EVALUATION_TOKENS
+        from pe_core.loss import EVALUATION_TOKENS
 
         B = -(-4 * EVALUATION_TOKENS // T)  # several of its batches
     tokens = torch.randint(PRESETS[preset].vocab, (B, T + 1), generator=torch.Generator().manual_seed(0))
@@ -239,7 +241,7 @@ def compare(preset: str, B: int, T: int, names: list[str], rounds: int, seconds:
     contenders = []
     try:
         for name in names:
-            contenders.append(Contender(name, preset, B, T, parallel.cores()))
+            contenders.append(Contender(name, preset, B, T, processes.cores()))
         for _ in range(rounds):
             for contender in contenders:
                 contender.ask(seconds)
@@ -267,8 +269,8 @@ def _row(preset: str, B: int, T: int, contender: Contender, first: list[float]) 
 
 def two_at_once(preset: str, B: int, T: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """A sweep: one run of ours a core, together, in turn with the Trainer's defaults alone on all cores."""
-    pair = [Contender("ours", preset, B, T, 1) for _ in range(parallel.cores())]
-    alone = Contender("Trainer, defaults", preset, B, T, parallel.cores())
+    pair = [Contender("ours", preset, B, T, 1) for _ in range(processes.cores())]
+    alone = Contender("Trainer, defaults", preset, B, T, processes.cores())
     try:
         for _ in range(rounds):
             for contender in pair:
@@ -304,7 +306,8 @@ def start_up() -> list[dict[str, Any]]:
     rows = [{"what": "import pe_core", "seconds": _seconds("import pe_core")}]
     code = """
 import time; began = time.time()
-from pe_core import Experiment, notebook, sweep
+from pe_core import Experiment, sweep
+from pe_core.report import notebook
 notebook.begin()
 if __name__ == "__main__":
     (record,) = sweep([Experiment(samples=100, epochs=1)])
@@ -340,6 +343,7 @@ def _seconds(code: str) -> float:
 
 
 def main() -> None:
+    process.tune()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="nano alone, under two minutes")
     parser.add_argument("--shape", action="append", metavar="PRESET:B:T", help="only these shapes")
@@ -351,7 +355,7 @@ def main() -> None:
         serve(*json.loads(arguments.serve))
         return
     from pe_core import paths
-    from pe_core.experiment import versions
+    from pe_core.runner import versions
 
     names = list(STEPS)
     shapes = [("nano", 8, 128), ("micro", 8, 128), ("pythia-70m", 8, 128), ("pythia-70m", 1, 2048)]
@@ -384,7 +388,7 @@ def main() -> None:
     }
     output = arguments.output or paths.runs() / "throughput.json"
     output.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n" + speed.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
+    print("\n" + throughput.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
     print(f"\nRecord: {output}")
 
 

@@ -7,21 +7,22 @@ loaded when something that needs them is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pe_core import _auto, _process  # noqa: F401  for their effects, _process before torch starts
+from pe_core import _auto  # noqa: F401  for its effect
 
 if TYPE_CHECKING:
     from pe_core import records
     from pe_core.config import PRESETS, Experiment
     from pe_core.encodings import ENCODINGS
     from pe_core.errors import LabError
-    from pe_core.experiment import run, sweep
     from pe_core.model import LabForCausalLM
     from pe_core.model_config import LabConfig
+    from pe_core.runner import run
+    from pe_core.sweeper import sweep
 
 __all__ = ["ENCODINGS", "PRESETS", "Experiment", "LabConfig", "LabError", "LabForCausalLM", "records", "run", "sweep"]
 
 _HOME = {"PRESETS": "config", "Experiment": "config", "ENCODINGS": "encodings", "LabError": "errors",
-         "run": "experiment", "sweep": "experiment", "LabConfig": "model_config", "LabForCausalLM": "model"}  # fmt: skip
+         "run": "runner", "sweep": "sweeper", "LabConfig": "model_config", "LabForCausalLM": "model"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

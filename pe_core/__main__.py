@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pe_core import distributed
+from pe_core import distributed, process
 from pe_core.config import PRESETS, Experiment
 from pe_core.errors import ConfigError, CorpusError, LabError, RecordError, unknown
 
@@ -206,7 +206,8 @@ def _with_options(settings: dict[str, Any], small: list[tuple[str | None, str, A
 
 
 def _run(parsed: argparse.Namespace) -> Any:
-    from pe_core.experiment import run
+    process.tune()  # before torch is loaded
+    from pe_core.runner import run
 
     chosen = _experiments(parsed)
     if len(chosen) > 1:
@@ -215,7 +216,7 @@ def _run(parsed: argparse.Namespace) -> Any:
 
 
 def _sweep(parsed: argparse.Namespace) -> Any:
-    from pe_core.experiment import sweep
+    from pe_core.sweeper import sweep
 
     _at_least_one(workers=parsed.workers)
     trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers, parsed.address)
@@ -223,7 +224,8 @@ def _sweep(parsed: argparse.Namespace) -> Any:
 
 
 def _estimate(parsed: argparse.Namespace) -> Any:
-    from pe_core import estimate, records
+    from pe_core import records
+    from pe_core.launch import estimate
 
     _at_least_one(workers=parsed.workers, trials=parsed.trials)
     chosen = _experiments(parsed)
@@ -278,7 +280,8 @@ def _encodings() -> _Values:
 
 
 def _corpora() -> _Values:
-    from pe_core.corpus import CORPORA, HUB
+    from pe_core.data.corpora import CORPORA
+    from pe_core.data.hub import HUB
 
     about = {name: " ".join((make.__doc__ or "").split("\n\n")[0].split()) for name, make in CORPORA.items()}
     return [{"name": name, "network": name in HUB, "about": what} for name, what in about.items()]
@@ -292,16 +295,18 @@ _LISTS: dict[str, Any] = {"runs": None, "encodings": _encodings, "corpora": _cor
 
 
 def _one(record: Record, as_json: bool) -> Any:
-    from pe_core import records, tables, words
+    from pe_core import records
+    from pe_core.report import claims, tables
 
     if as_json:
         return records.without_nan({"folder": str(record.folder), **record.model_dump()})
-    parts = [words.learning_curve(record), *(_table(table) for table in (tables.summary([record]), tables.settings(record)))]
+    parts = [claims.learning_curve(record), *(_table(table) for table in (tables.summary([record]), tables.settings(record)))]
     return "\n\n".join([*parts, f"Folder: {record.folder}"])
 
 
 def _many(found: list[Record], as_json: bool) -> Any:
-    from pe_core import records, tables
+    from pe_core import records
+    from pe_core.report import tables
 
     if as_json:
         rows: _Values = json.loads(records.frame(found).to_json(orient="records", double_precision=15))

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.cache_utils import DynamicLayer
 
 from pe_core import hardware
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -145,24 +145,24 @@ class _Attention(nn.Module):
 
     @property
     def weigh(self) -> Callable[[Tensor], Tensor] | None:
-        return None if type(self.encoding).weights is Encoding.weights else self.encoding.weights
+        return None if type(self.encoding).attention_weights is Encoding.attention_weights else self.encoding.attention_weights
 
-    def keep(self, x_BTD: Tensor, positions: Positions, cache: Cache | None) -> Tensor | None:
+    def token_state(self, x_BTD: Tensor, positions: Positions, cache: Cache | None) -> Tensor | None:
         """What the encoding keeps of all tokens, zeros for padding. In a cache it lives in layers after the model's own."""
-        kept_BHSE = self.encoding.keep(x_BTD, positions.query_BT)
-        if kept_BHSE is not None and positions.padding_BT is not None:
-            kept_BHSE = kept_BHSE.masked_fill(positions.padding_BT[:, None, :, None], 0)
-        if kept_BHSE is not None and cache is not None:
+        token_state_BHSE = self.encoding.token_state(x_BTD, positions.query_BT)
+        if token_state_BHSE is not None and positions.padding_BT is not None:
+            token_state_BHSE = token_state_BHSE.masked_fill(positions.padding_BT[:, None, :, None], 0)
+        if token_state_BHSE is not None and cache is not None:
             layer = self.config.num_hidden_layers + self.layer
             while len(cache.layers) <= layer:
                 cache.layers.append(DynamicLayer())
-            kept_BHSE = cache.update(kept_BHSE, kept_BHSE[..., :0], layer)[0]
-        return kept_BHSE
+            token_state_BHSE = cache.update(token_state_BHSE, token_state_BHSE[..., :0], layer)[0]
+        return token_state_BHSE
 
     def attend(
-        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, kept_BHSE: Tensor | None, positions: Positions
+        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, token_state_BHSE: Tensor | None, positions: Positions
     ) -> tuple[Tensor, Tensor | None]:
-        given = q_BHTK, k_BHSK, positions.query_BT, positions.key_BS, kept_BHSE
+        given = q_BHTK, k_BHSK, positions.query_BT, positions.key_BS, token_state_BHSE
         path = self.config._attn_implementation
         if path == "sdpa" and positions.whole and self.encoding.bias_by_distance and _flex_pays(q_BHTK, k_BHSK.shape[2]):
             last = self.encoding.bias(q_BHTK[:, :, -1:], k_BHSK, positions.query_BT[:, -1:], positions.key_BS, None)
@@ -188,10 +188,10 @@ class MultiHeadAttention(_Attention):
         B, T, D = x_BTD.shape
         qkv = self.query_key_value(x_BTD).view(B, T, self.heads, 3 * self.head_dim).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)
-        q, k = self.encoding.rotate(q, k, positions.query_BT, x_BTD)
+        q, k = self.encoding.transform_qk(q, k, positions.query_BT, x_BTD)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        out_BHTK, weights = self.attend(q, k, v, self.keep(x_BTD, positions, cache), positions)
+        out_BHTK, weights = self.attend(q, k, v, self.token_state(x_BTD, positions, cache), positions)
         return self.dense(out_BHTK.transpose(1, 2).reshape(B, T, D)), weights
 
 
@@ -239,19 +239,19 @@ class LatentAttention(_Attention):
         latent = self.latent_norm(latent.to(self.latent_norm.weight.dtype)).type_as(shared)
         if R:
             # One positional key for all heads is rotated as one of many, so that any encoding can do it.
-            turning, shared = encoding.rotate(turning, shared.expand(-1, H, -1, -1), positions.query_BT, x_BTD)
+            turning, shared = encoding.transform_qk(turning, shared.expand(-1, H, -1, -1), positions.query_BT, x_BTD)
             shared = shared[:, :1]
         if cache is not None:
             latent, shared = cache.update(latent, shared, self.layer)
-        kept_BHSE = self.keep(x_BTD, positions, cache)
+        token_state_BHSE = self.token_state(x_BTD, positions, cache)
         weights: Tensor | None
         if self.form == "absorbed" or (self.form == "auto" and latent.shape[2] > T):
-            out_BHTK, weights = self._absorbed(q_BHTK, turning, latent[:, 0], shared[:, 0], kept_BHSE, positions)
+            out_BHTK, weights = self._absorbed(q_BHTK, turning, latent[:, 0], shared[:, 0], token_state_BHSE, positions)
         else:
             k_BHSK, v_BHSK = self.up(latent[:, 0]).view(B, -1, H, 2 * K).transpose(1, 2).chunk(2, dim=-1)
             if R:
                 q_BHTK, k_BHSK = torch.cat((q_BHTK, turning), -1), torch.cat((k_BHSK, shared.expand(-1, H, -1, -1)), -1)
-            out_BHTK, weights = self.attend(q_BHTK, k_BHSK, v_BHSK, kept_BHSE, positions)
+            out_BHTK, weights = self.attend(q_BHTK, k_BHSK, v_BHSK, token_state_BHSE, positions)
         return self.dense(out_BHTK.transpose(1, 2).reshape(B, T, D)), weights
 
     def _absorbed(
@@ -260,7 +260,7 @@ class LatentAttention(_Attention):
         turning_BHTR: Tensor,
         latent_BSC: Tensor,
         shared_BSR: Tensor,
-        kept_BHSE: Tensor | None,
+        token_state_BHSE: Tensor | None,
         positions: Positions,
     ) -> tuple[Tensor, Tensor]:
         up_k_HKC, up_v_HKC = self.up.weight.view(self.heads, 2 * self.head_dim, self.latent_dim).chunk(2, dim=1)
@@ -269,7 +269,7 @@ class LatentAttention(_Attention):
         scores_BHTS = torch.einsum("bhtc,bsc->bhts", q_BHTC, latent_BSC)
         if self.decoupled:
             scores_BHTS = scores_BHTS + torch.einsum("bhtr,bsr->bhts", turning_BHTR, shared_BSR)
-        bias = self.encoding.bias(q_BHTK, latent_BSC[:, None], positions.query_BT, positions.key_BS, kept_BHSE)
+        bias = self.encoding.bias(q_BHTK, latent_BSC[:, None], positions.query_BT, positions.key_BS, token_state_BHSE)
         weights = _weights(self.scale * scores_BHTS.float(), bias, positions, self.weigh)
         seen_BHTC = torch.einsum("bhts,bsc->bhtc", weights.type_as(latent_BSC), latent_BSC)
         return torch.einsum("bhtc,hkc->bhtk", seen_BHTC, up_v_HKC), weights

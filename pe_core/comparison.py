@@ -12,8 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pe_core import metrics, stats
-from pe_core.encodings import ENCODINGS
-from pe_core.errors import ConfigError, RecordError, unknown
+from pe_core.errors import RecordError, unknown
 from pe_core.metrics import HeldOut
 from pe_core.records import RECORD, Record, load
 from pe_core.stats import Estimate, Paired
@@ -229,30 +228,3 @@ def _draw_means(found: Groups, rows: slice | None) -> tuple[stats.Floats, stats.
 def curves(found: Groups) -> dict[str, pd.DataFrame]:
     """Perplexity by position for each group: see `metrics.position_curve`."""
     return {label: metrics.position_curve(pooled(group)) for label, group in found.items()}
-
-
-# Short names for the models of the results note, and settings of `Experiment` that make them.
-_MODELS: dict[str, dict[str, Any]] = {
-    "alibi-one": {"encoding": "alibi", "options": {"slope": 0.0625}},
-    "rope-full": {"encoding": "rope", "options": {"rotary_pct": 1.0}},
-    "mla-alibi": {"encoding": "alibi", "options": {"slope": 0.0625}, "attention": "mla"},
-    "mla-none": {"encoding": "none", "attention": "mla"},
-    "mla-rope": {"encoding": "rope", "options": {"rotary_pct": 1.0}, "attention": "mla"},
-}
-
-
-def every() -> list[str]:
-    """Short names of one model with each encoding, and of the note's variants of them; all with multi-head attention."""
-    variants = {name: settings["encoding"] for name, settings in _MODELS.items() if "attention" not in settings}
-    return [name for encoding in ENCODINGS for name in (encoding, *(v for v, of in variants.items() if of == encoding))]
-
-
-def model(name: str) -> dict[str, Any]:
-    """Settings of `Experiment` for a model's short name: the note's (`alibi-one`, `mla-alibi`), or any encoding's name.
-
-    Raises:
-        ConfigError: neither.
-    """
-    if name not in _MODELS and name not in ENCODINGS:
-        raise ConfigError(unknown("model", name, [*_MODELS, *ENCODINGS]))
-    return _MODELS.get(name, {"encoding": name})

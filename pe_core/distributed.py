@@ -58,7 +58,7 @@ def join(device: str) -> None:
         progress.to_parent(lambda _: None, "")  # what it would say, the first one says
 
 
-def share(batch_size: int) -> slice:
+def local_rows(batch_size: int) -> slice:
     """The rows of every batch that this process trains on.
 
     Raises:
@@ -70,7 +70,7 @@ def share(batch_size: int) -> slice:
     return slice(rank() * rows, (rank() + 1) * rows)
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
     """Give each of these its sum over all processes, in place. The sums are the same everywhere, to the bit."""
     import torch
     from torch import distributed
@@ -96,7 +96,7 @@ def gather(value: Result) -> list[Result]:
     return values
 
 
-def first(function: Callable[[], Result]) -> Result:
+def on_rank_zero(function: Callable[[], Result]) -> Result:
     """What `function` returns, or the LabError it raises, when the first process calls it; the others wait for that."""
     from torch import distributed
 

@@ -7,26 +7,23 @@ An ordinary `transformers` model: `save_pretrained`, `from_pretrained`, `generat
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
     GenerationMixin,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pe_core import encodings
 from pe_core.attention import ATTENTIONS, Positions
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError, unknown
 from pe_core.model_config import LabConfig
 
@@ -72,7 +69,7 @@ class _ChunkedLoss(torch.autograd.Function):
 class Layer(nn.Module):
     """Parallel residual: x + attention(norm1(x)) + mlp(norm2(x))."""
 
-    def __init__(self, config: LabConfig, encoding: encodings.Encoding, layer: int) -> None:
+    def __init__(self, config: LabConfig, encoding: Encoding, layer: int) -> None:
         super().__init__()
         D = config.hidden_size
         self.input_layernorm = nn.LayerNorm(D, eps=config.layer_norm_eps)
@@ -108,7 +105,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError(unknown("attention_kind", config.attention_kind, ATTENTIONS))
         self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoding = encodings.build(config.encoding, config.encoding_options or {}, config.shape)
-        self.layers = nn.ModuleList(Layer(config, self.encoding.at(i), i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config, self.encoding.for_layer(i), i) for i in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -121,7 +118,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             for name, parameter in module.named_parameters():
                 if not getattr(parameter, "_is_hf_initialized", False):
                     generator = torch.Generator(parameter.device).manual_seed(int(torch.randint(2**62, ())))
-                    self.encoding.initialise(name, parameter, generator)
+                    self.encoding.init_parameter(name, parameter, generator)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.embed_out
@@ -137,7 +134,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
             if name.startswith("encoding."):
-                self.encoding.initialise(name.removeprefix("encoding."), parameter, generator)
+                self.encoding.init_parameter(name.removeprefix("encoding."), parameter, generator)
             elif parameter.ndim > 1:
                 parameter.normal_(0, self.config.initializer_range, generator=generator)
             else:
@@ -173,7 +170,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         mean: Tensor = _ChunkedLoss.apply(x_ND, self.embed_out.weight, targets.flatten(), self._chunk)  # type: ignore[no-untyped-call]
         return mean
 
-    def asked_loss(self, input_ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
+    def masked_loss(self, input_ids: Tensor, at: Tensor, targets: Tensor) -> Tensor:
         """The mean of `losses` over some tokens, whose logits alone are computed.
 
         Args:
@@ -260,57 +257,6 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         earlier = key_BS[:, :past] + (position_ids[:, :1] - key_BS[:, past : past + 1])
         key_BS = torch.cat((earlier, position_ids.expand(len(earlier), -1)), dim=1)
         return Positions(position_ids, key_BS, visible_BTS, padding_BT)
-
-
-def from_neox(model: GPTNeoXForCausalLM | str | Path) -> LabForCausalLM:
-    """A Pythia checkpoint as one of our models, in fp32: same weights, same logits.
-
-    Args:
-        model: a model of `transformers`, the folder of a saved one, or its name on the hub.
-
-    Raises:
-        ConfigError: for a checkpoint with a part that this decoder does not have, or that cannot be loaded whole.
-    """
-    if not isinstance(model, GPTNeoXForCausalLM):
-        model = _load_neox(str(model))
-    source = model.config
-    rope = source.rope_parameters
-    needed = {"use_parallel_residual": True, "hidden_act": "gelu", "attention_bias": True}
-    found = {name: getattr(source, name) for name in needed} | {"rope_type": rope["rope_type"]}
-    for name, value in (needed | {"rope_type": "default"}).items():
-        if found[name] != value:
-            raise ConfigError(f"{name}={found[name]!r}: only GPT-NeoX models with {name}={value!r} can be converted")
-    config = LabConfig(
-        vocab_size=source.vocab_size,
-        hidden_size=source.hidden_size,
-        num_hidden_layers=source.num_hidden_layers,
-        num_attention_heads=source.num_attention_heads,
-        intermediate_size=source.intermediate_size,
-        max_position_embeddings=source.max_position_embeddings,
-        layer_norm_eps=source.layer_norm_eps,
-        encoding="rope",
-        encoding_options={"rotary_pct": rope["partial_rotary_factor"], "base": float(rope["rope_theta"])},
-    )
-    converted = LabForCausalLM(config)
-    weights = {name.removeprefix("gpt_neox."): value for name, value in model.state_dict().items()}
-    if "embed_out.weight" not in weights:  # transformers 5 may call the output projection lm_head
-        weights["embed_out.weight"] = weights.pop("lm_head.weight")
-    converted.load_state_dict(weights)
-    converted.eval()
-    return converted
-
-
-def _load_neox(name: str) -> GPTNeoXForCausalLM:
-    try:
-        source = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        if not isinstance(source, GPTNeoXConfig):  # its weights would be passed over, and random ones taken
-            raise ConfigError(f"checkpoint '{name}' is of the type '{source.model_type}', not 'gpt_neox'")
-        model, report = GPTNeoXForCausalLM.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"checkpoint '{name}' cannot be loaded ({str(error).splitlines()[0]})") from None
-    if report["missing_keys"]:
-        raise ConfigError(f"checkpoint '{name}' lacks weights: {', '.join(sorted(report['missing_keys']))}")
-    return model
 
 
 AutoModelForCausalLM.register(LabConfig, LabForCausalLM)

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from pe_core import encodings
-from pe_core.config import PRESETS, Experiment, Shape, latent_dims
+from pe_core.config import PRESETS, Experiment, latent_dims
+from pe_core.schema import Shape
 
 
 class LabConfig(PreTrainedConfig):
@@ -68,7 +69,7 @@ class LabConfig(PreTrainedConfig):
     @property
     def decoupled_dim(self) -> int:
         """Dimensions of an encoding's own queries and keys in latent attention; 0 where there are none."""
-        if self.attention_kind != "mla" or not encodings.rotates(self.encoding):
+        if self.attention_kind != "mla" or not encodings.transforms_qk(self.encoding):
             return 0
         return self._latent_dims()[1]
 

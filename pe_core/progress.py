@@ -7,10 +7,12 @@ of a sweep, bars and lines travel to the process that started it, which shows th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -36,6 +38,32 @@ def say(sentence: str) -> None:
     else:
         tqdm.write(sentence, file=sys.stdout)
         sys.stdout.flush()
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    """One epoch as the note prints it: `Epoch  3: train_ppl=96.6 val_ppl=504.6 *`."""
+    train_ppl, val_ppl = (math.exp(min(row[key], 700.0)) for key in ("train_loss", "val_loss"))
+    return f"Epoch {row['epoch']:2d}: train_ppl={train_ppl:.1f} val_ppl={val_ppl:.1f}{' *' if row['improved'] else ''}"
+
+
+def ending_line(history: list[dict[str, Any]], epochs: int) -> str:
+    """How training ended: `-> Early stop (best epoch 3)`."""
+    best = max(row["epoch"] for row in history if row["improved"])
+    return f"-> {'Early stop' if len(history) < epochs else 'All epochs done'} (best epoch {best})"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without the progress bars transformers draws for the writing of one small file."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def bar(iterable: Iterable[Any] | None = None, label: str = "", total: int | None = None, **options: Any) -> Any:

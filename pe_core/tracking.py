@@ -31,7 +31,7 @@ def started(folder: Path, settings: dict[str, Any]) -> Iterator[Log]:
     names = os.environ.get("PE_TRACKER", "").replace(" ", "")
     trackers: list[Any] = []
     # The first of several processes has them; where one does not start, no process goes on.
-    distributed.first(lambda: trackers.extend(_start(name, folder) for name in names.split(",") if name))
+    distributed.on_rank_zero(lambda: trackers.extend(_start(name, folder) for name in names.split(",") if name))
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
 
     def log(values: dict[str, float], epoch: int) -> None:

@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import distributed, progress, words
+from pe_core import distributed, progress
 from pe_core.config import Experiment
-from pe_core.data import Data, loss_mask
+from pe_core.data.dataset import Data, loss_mask
 from pe_core.errors import TrainingError
+from pe_core.loss import LossFunction, tensors
 from pe_core.metrics import mean_loss
 from pe_core.model import LabForCausalLM
 from pe_core.records import CHECKPOINT
@@ -33,16 +34,11 @@ from pe_core.tracking import Log
 # Within a long epoch a checkpoint is written about this often (seconds), so that a kill costs minutes, not hours.
 CHECKPOINT_EVERY = 300.0
 _ABSURD_LOSS = 100.0  # nats a token; guessing blindly costs 8 to 11
-_IGNORED = -100  # a target of cross-entropy that costs nothing
-# Where one symbol in so many is predicted, the others' logits, 40 % of a small model's products, are not computed: with one
-# answer in thirty symbols nano trains 1.5 times as fast. Where every second is, gathering them costs more than it saves.
-_FEW = 8
 CHECKED = 256  # validation windows that are measured again from the restored weights
-EVALUATION_TOKENS = 2_048  # tokens per evaluation batch: enough to fill the cores, small enough for the logits' cache
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come: all that a checkpoint holds besides the weights and the optimizer's state."""
 
     epoch: int = 1  # the one being trained, from 1
@@ -63,7 +59,7 @@ class Progress:
 
 def train(
     model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path, log: Log | None = None
-) -> tuple[Progress, LossFunction]:
+) -> tuple[TrainState, LossFunction]:
     """Train until the validation loss has not improved for `patience` epochs, and restore the best epoch's weights; under a
     schedule that decays, train all epochs and keep the last one's.
 
@@ -78,12 +74,12 @@ def train(
     """
     device = torch.device(experiment.device)
     model.to(device).train()
-    stepper = Stepper(model, experiment)
-    compute, optimizer = stepper.compute, stepper.optimizer
+    train_step = TrainStep(model, experiment)
+    compute, optimizer = train_step.compute, train_step.optimizer
     state, best = _load(folder, model, optimizer, device)
     torch.set_num_threads(state.threads)
     for row in state.history:
-        progress.say(words.epoch(row))
+        progress.say(progress.epoch_line(row))
     steps = len(data.train) // experiment.batch_size
     rate = learning_rate(experiment, steps * experiment.epochs)
     constant = experiment.schedule == "constant"
@@ -96,8 +92,8 @@ def train(
             if step < state.step:  # done before the run was interrupted
                 continue
             began = time.perf_counter()
-            inputs, targets = _tensors(batch, device)
-            loss, norm = stepper(inputs, targets, rate((state.epoch - 1) * steps + step))
+            inputs, targets = tensors(batch, device)
+            loss, norm = train_step(inputs, targets, rate((state.epoch - 1) * steps + step))
             if not math.isfinite(loss + norm):
                 raise TrainingError(
                     f"run {folder.name}: not finite at epoch {state.epoch}, step {step + 1} of {steps} (loss {loss:g}, "
@@ -131,7 +127,7 @@ def train(
             state.best_check = check_loss(losses_MT, mask_MT)
         train_loss = state.loss_sum / state.targets
         state.history.append({"epoch": state.epoch, "train_loss": train_loss, "val_loss": val_loss, "improved": improved})
-        progress.say(words.epoch(state.history[-1]))
+        progress.say(progress.epoch_line(state.history[-1]))
         if log:
             log({"train_loss": train_loss, "val_loss": val_loss}, state.epoch)
         stopped = constant and state.epoch - state.best_epoch >= experiment.patience
@@ -141,7 +137,7 @@ def train(
         saved = time.perf_counter()
         epochs.update()
     epochs.close()
-    progress.say(words.ending(state.history, experiment.epochs))
+    progress.say(progress.ending_line(state.history, experiment.epochs))
     model.load_state_dict(best)
     return state, compute
 
@@ -165,13 +161,13 @@ def check_loss(losses_MT: NDArray[np.floating], mask_MT: NDArray[np.bool_] | Non
     return mean_loss(losses_MT[:CHECKED], None if mask_MT is None else mask_MT[:CHECKED])
 
 
-class Stepper:
+class TrainStep:
     """One training step: loss, gradients, clipping, AdamW. Of several processes each takes its rows of the batch."""
 
     def __init__(self, model: LabForCausalLM, experiment: Experiment) -> None:
         assert experiment.lr is not None, "a resolved experiment has a learning rate"
         self.parameters, self.clip = list(model.parameters()), experiment.clip
-        self.compute, self.rows = LossFunction(model, experiment), distributed.share(experiment.batch_size)
+        self.compute, self.rows = LossFunction(model, experiment), distributed.local_rows(experiment.batch_size)
         fused = not experiment.device.startswith("mps")
         self.optimizer = torch.optim.AdamW(decay_groups(model, experiment), lr=experiment.lr, fused=fused)
         # AdamW would allocate its moments at the end of the first step, in the holes that activations have just left, which
@@ -184,13 +180,14 @@ class Stepper:
             }
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor, rate: float | None = None) -> tuple[float, float]:
-        """Train on one batch, at the run's learning rate or another one; returns its mean loss and the gradient norm before clipping.
+        """Train on one batch, at the run's learning rate or another one; returns its mean loss and the gradient norm before
+        clipping.
 
         Where either is not finite the weights are left as they were.
         """
         loss = self._loss(inputs_BT, targets_BT)
         loss.backward()  # type: ignore[no-untyped-call]
-        distributed.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
+        distributed.all_reduce_sum([loss, *(p.grad for p in self.parameters if p.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         loss_value, norm_value = loss.item(), norm.item()
         if math.isfinite(loss_value + norm_value):
@@ -221,97 +218,12 @@ def decay_groups(model: LabForCausalLM, experiment: Experiment) -> list[dict[str
     return [{"params": group, "weight_decay": experiment.weight_decay * decayed} for decayed, group in groups.items() if group]
 
 
-class LossFunction:
-    """Mean and per-token losses of a model under a run's precision, each compiled into one graph where that pays and works."""
-
-    def __init__(self, model: LabForCausalLM, experiment: Experiment) -> None:
-        self.model, self.device = model, torch.device(experiment.device)
-        self.bf16 = experiment.precision == "bf16"
-        self.all_scored = experiment.task is None
-        self.compiled = experiment.compile == "on"
-        self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss, model.asked_loss)}
-        if self.compiled:
-            self._functions = {
-                name: torch.compile(function, fullgraph=True, dynamic=False) for name, function in self._functions.items()
-            }
-
-    def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean loss in nats, for training."""
-        if not self.all_scored:
-            at_N, targets_N = _asked(targets_BT)
-            if _FEW * len(at_N) <= targets_BT.numel() and not self.model.in_chunks(targets_N):
-                return self._compute("asked_loss", inputs_BT, at_N, targets_N)
-            return self.each(inputs_BT, targets_BT).sum() / (targets_BT >= 0).sum()
-        if self.model.in_chunks(targets_BT):
-            return self._compute("chunked_loss", inputs_BT, targets_BT)
-        return self.each(inputs_BT, targets_BT).mean()
-
-    def each(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Losses (B, T) in fp32, 0 where a target is not predicted."""
-        return self._compute("losses", inputs_BT, targets_BT)
-
-    def _compute(self, name: str, *tensors: Tensor) -> Tensor:
-        # Around the compiled function, not within: inside, torch would not keep the compiled graphs across processes.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            try:
-                return self._functions[name](*tensors)
-            except Exception as error:
-                # Anything but the compiler's own failures is a real error, and comes up again below.
-                if not self.compiled:
-                    raise
-                self.compiled, self._functions = False, {name: getattr(self.model, name) for name in self._functions}
-                result = self._functions[name](*tensors)
-                lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-                reason = lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]
-                progress.say(f"torch.compile does not work here ({reason[:160]}); going on without it, slower.")
-                return result
-
-    @torch.no_grad()
-    def evaluate(self, windows: np.ndarray[Any, Any], at_once: int = EVALUATION_TOKENS) -> NDArray[np.float32]:
-        """Losses (M, T) of all windows (M, T + 1), in fp32 on the CPU, of so many tokens at once, or of one window where it is
-        longer. Leaves the model in the mode it was in. Several processes share the windows out, and each returns all losses."""
-        M = len(windows)
-        share = -(-M // distributed.processes())
-        windows = windows[np.minimum(np.arange(share) + share * distributed.rank(), M - 1)] if share < M else windows
-        was_training = self.model.training
-        self.model.eval()
-        B = max(1, at_once // (windows.shape[1] - 1))
-        parts = []
-        for start in progress.bar(range(0, len(windows), B), label="Held-out", unit=" batches"):
-            # One shape for all batches, so that one compiled graph serves; the repeated rows are dropped again.
-            rows = np.minimum(np.arange(start, start + B), len(windows) - 1)
-            losses = self.each(*_tensors(windows[rows], self.device))
-            parts.append(losses[: len(windows) - start].cpu().numpy())
-        self.model.train(was_training)
-        return np.concatenate(distributed.gather(np.concatenate(parts)))[:M]
-
-
-def _tensors(windows: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    tokens = torch.from_numpy(windows.astype(np.int64)).to(device)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    if windows.dtype.kind == "i":  # negative: read, not predicted
-        inputs, targets = inputs.where(inputs >= 0, ~inputs), targets.where(targets >= 0, _IGNORED)
-    return inputs.contiguous(), targets.contiguous()
-
-
-def _asked(targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Places and values of the targets that are predicted, filled up to a power of two: one compiled graph serves all batches,
-    or two do."""
-    flat_N = targets_BT.flatten()
-    at_N = (flat_N >= 0).nonzero()[:, 0]
-    missing = 2 ** math.ceil(math.log2(max(len(at_N), 1))) - len(at_N)
-    return (
-        torch.cat([at_N, at_N.new_zeros(missing)]),
-        torch.cat([flat_N[at_N], flat_N.new_full((missing,), _IGNORED)]),
-    )
-
-
 def _copy(model: LabForCausalLM) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 
 def _save(
-    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: Progress, best: dict[str, Tensor]
+    folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState, best: dict[str, Tensor]
 ) -> None:
     """Write beside, then rename: the checkpoint on disk is always a whole one. Of several processes the first one writes."""
     if distributed.rank() > 0:
@@ -327,17 +239,17 @@ def _save(
 
 def _load(
     folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, device: torch.device
-) -> tuple[Progress, dict[str, Tensor]]:
+) -> tuple[TrainState, dict[str, Tensor]]:
     path = folder / CHECKPOINT
     if not path.exists():
-        return Progress(), {}
+        return TrainState(), {}
     first = _copy(model)
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch reads a file with flipped bits without a word
                 raise zipfile.BadZipFile(damaged)
         content = torch.load(path, map_location=device, weights_only=True)
-        state = Progress(**content["state"])
+        state = TrainState(**content["state"])
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
     except (MemoryError, torch.OutOfMemoryError):
@@ -345,7 +257,7 @@ def _load(
     except Exception as error:  # zip, pickle and torch each have kinds of their own
         progress.say(f"The checkpoint of {folder.name} cannot be read ({type(error).__name__}); starting again.")
         model.load_state_dict(first)
-        return Progress(), {}
+        return TrainState(), {}
     if not state.finished:
         progress.say(f"Resuming {folder.name} at epoch {state.epoch}, step {state.step + 1}.")
     return state, content["best"]

@@ -5,8 +5,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 
 class ALiBi(Encoding):
@@ -37,7 +37,9 @@ class ALiBi(Encoding):
             return geometric_slopes(self.shape.heads)
         return [float(self.options.slope)] * self.shape.heads
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         slopes = self.slopes()
         if not any(slopes):
             return None

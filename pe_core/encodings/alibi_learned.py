@@ -5,9 +5,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
 from pe_core.encodings.alibi import geometric_slopes
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Shape, Strict
 
 
 class LearnedALiBi(Encoding):
@@ -36,12 +36,14 @@ class LearnedALiBi(Encoding):
         super().__init__(shape, options)
         self.log_slope = nn.Parameter(torch.empty(shape.heads))
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         heads, start = self.shape.heads, self.options.start
         slopes = geometric_slopes(heads) if start == "per-head" else [start] * heads
         parameter.copy_(torch.tensor([math.log(slope) for slope in slopes]))
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         distance_B1TS = (query_BT[:, None, :, None] - key_BS[:, None, None, :]).float()
         return -self.log_slope.float().exp()[:, None, None] * distance_B1TS
 

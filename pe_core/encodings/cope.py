@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 
 class CoPE(PerLayer):
@@ -42,10 +42,12 @@ class CoPE(PerLayer):
         super().__init__(shape, options)
         self.tables = nn.Parameter(torch.empty(shape.layers, options.npos_max, shape.head_dim))
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         parameter.zero_()
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         table_PK = self.tables[self.layer].type_as(q_BHTK)
         P, K = table_PK.shape
         scale = 1 / math.sqrt(K)

@@ -5,8 +5,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 _AT_ONCE = 2**24  # hidden values held at once, 64 MB: one piece while training, pieces at long lengths
 _EPS = 1e-6  # the authors': the first token's normaliser may be log 1
@@ -55,17 +55,19 @@ class FIRE(PerLayer):
         self.b = nn.Parameter(torch.empty(N, M))
         self.W = nn.Parameter(torch.empty(N, M, shape.heads))
 
-    def at(self, layer: int) -> Self:
-        return super().at(0 if self.options.shared else layer)
+    def for_layer(self, layer: int) -> Self:
+        return super().for_layer(0 if self.options.shared else layer)
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("c", "multiple"):
             parameter.fill_({"c": 0.1, "multiple": 1.0}[name])
         else:
             limit = 1 / math.sqrt(self.options.width) if name == "W" else 1.0
             parameter.uniform_(-limit, limit, generator=generator)
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         c, multiple, v_M, b_M, W_MH = (p[self.layer].float() for p in (self.c, self.multiple, self.v, self.b, self.W))
         # Later keys are masked, but their logarithm of a negative number would still reach the gradients as NaN.
         distance_BTS = (query_BT[:, :, None] - key_BS[:, None, :]).clamp(min=0).float()

@@ -3,8 +3,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
+from pe_core.schema import Shape, Strict
 
 
 class FoX(PerLayer):
@@ -39,23 +39,25 @@ class FoX(PerLayer):
         self.w = nn.Parameter(torch.empty(shape.layers, shape.heads, shape.hidden))
         self.b = nn.Parameter(torch.empty(shape.layers, shape.heads))
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name == "b":
             parameter.fill_(self.options.start)
         else:
-            super().initialise(name, parameter, generator)
+            super().init_parameter(name, parameter, generator)
 
     def log_gates(self, gates_BTH: Tensor) -> Tensor:
         """log f of the gates' inputs w · x + b; what an encoding that builds on this one overrides."""
         return F.logsigmoid(gates_BTH)
 
-    def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
+    def token_state(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
         gates_BTH = linear(x_BTD, self.w[self.layer], self.b[self.layer])
         return self.log_gates(gates_BTH).mT[..., None]
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
-        assert kept_BHSE is not None
-        total_BHS = kept_BHSE[..., 0].cumsum(-1)
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
+        assert token_state_BHSE is not None
+        total_BHS = token_state_BHSE[..., 0].cumsum(-1)
         return total_BHS[:, :, -query_BT.shape[1] :, None] - total_BHS[:, :, None, :]
 
     @classmethod

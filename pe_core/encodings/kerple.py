@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Shape, Strict
 
 _LEAST = 0.01  # the authors' lower limit of both parameters
 
@@ -47,7 +47,7 @@ class Kerple(Encoding):
         r1, free_r2 = F.softplus(self.free_r1.float()), self.free_r2.float()
         return r1, 2 * free_r2.sigmoid() if self.power else F.softplus(free_r2)
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         wide = (name == "free_r2") == self.power
         parameter.uniform_(0, 2 if wide else 1, generator=generator).clamp_(min=_LEAST)
         if wide and self.power:
@@ -55,7 +55,9 @@ class Kerple(Encoding):
         else:
             parameter.copy_(parameter.expm1().log())
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         # Later keys are masked, but their logarithm of a negative number would still reach the gradients as NaN.
         distance_B1TS = (query_BT[:, None, :, None] - key_BS[:, None, None, :]).clamp(min=0).float()
         r1_H11, r2_H11 = (r[:, None, None] for r in self.kernel())

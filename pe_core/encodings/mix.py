@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core import encodings
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class Part(Strict):
@@ -79,17 +79,17 @@ class Mix(Encoding):
             if not 0 <= layer < self.shape.layers:
                 raise ConfigError(f"encoding 'mix': layers: {layer} is not one of 0 to {self.shape.layers - 1}")
         member = encodings.build(part.encoding, part.options, self.shape._replace(heads=last - first))
-        for hook in ("keep", "scores", "weights"):
+        for hook in ("token_state", "scores", "attention_weights"):
             if getattr(type(member), hook) is not getattr(Encoding, hook):
                 raise ConfigError(f"encoding 'mix': '{part.encoding}' cannot be a part (it has `{hook}` of its own)")
         return member
 
-    def at(self, layer: int) -> Encoding:
+    def for_layer(self, layer: int) -> Encoding:
         # A view with this layer's members alone; they stay the model's one set of parameters.
         here = copy.copy(self)
         parts = self.options.parts
         here.acting = [i for i in self.acting if parts[i].layers is None or layer in parts[i].layers]
-        here._modules = {"members": nn.ModuleList(member.at(layer) for member in self.members)}  # type: ignore[union-attr,operator]
+        here._modules = {"members": nn.ModuleList(member.for_layer(layer) for member in self.members)}  # type: ignore[union-attr,operator]
         return here
 
     def _parts(self) -> list[tuple[Encoding, int, int]]:
@@ -101,9 +101,9 @@ class Mix(Encoding):
             x_BTD = member.embed(x_BTD, positions_BT)
         return x_BTD
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         for member, first, last in self._parts():
-            turned = member.rotate(q_BHTK[:, first:last], k_BHTK[:, first:last], positions_BT, x_BTD)
+            turned = member.transform_qk(q_BHTK[:, first:last], k_BHTK[:, first:last], positions_BT, x_BTD)
             q_BHTK, k_BHTK = (
                 self._within(whole, part, first, last) for whole, part in zip((q_BHTK, k_BHTK), turned, strict=True)
             )
@@ -115,7 +115,9 @@ class Mix(Encoding):
         whole_BHTK = F.pad(whole_BHTK, (0, grown)) if grown else whole_BHTK
         return torch.cat((whole_BHTK[:, :first], part_BhTK, whole_BHTK[:, last:]), dim=1)
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         total: Tensor | None = None
         for member, first, last in self._parts():
             part = member.bias(q_BHTK[:, first:last], k_BHSK[:, first:last], query_BT, key_BS, None)
@@ -127,9 +129,9 @@ class Mix(Encoding):
             total = part if total is None else total + part
         return total
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         _, index, own = name.split(".", 2)
-        self.members[int(index)].initialise(own, parameter, generator)  # type: ignore[operator]
+        self.members[int(index)].init_parameter(own, parameter, generator)  # type: ignore[operator]
 
     @classmethod
     def label(cls, options: Options) -> str:

@@ -1,4 +1,4 @@
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 
 
 class NoPE(Encoding):

@@ -1,7 +1,7 @@
 from pydantic import Field
 
-from pe_core.config import Shape
 from pe_core.encodings.rope import RoPE
+from pe_core.schema import Shape
 
 
 class NTK(RoPE):

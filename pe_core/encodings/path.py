@@ -5,8 +5,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
+from pe_core.schema import Shape, Strict
 
 _AT_ONCE = 64  # keys whose transforms are multiplied out together; half as many take the compiler twice as long
 
@@ -56,7 +56,7 @@ class PaTH(PerLayer):
         self.a = nn.Parameter(torch.empty(N, H, shape.hidden))
         self.c = nn.Parameter(torch.empty(N, H))
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("down", "up"):
             parameter.normal_(0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
         elif name == "conv":
@@ -64,26 +64,26 @@ class PaTH(PerLayer):
         elif name == "c":
             parameter.zero_()
         else:
-            super().initialise(name, parameter, generator)
+            super().init_parameter(name, parameter, generator)
 
-    def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
+    def token_state(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
         v_BTHK = linear(linear(x_BTD, self.down[self.layer]), self.up[self.layer]).unflatten(-1, self.conv.shape[2:])
         beta_BTH = 2 * linear(x_BTD, self.a[self.layer], self.c[self.layer]).sigmoid()
         return torch.cat((v_BTHK, beta_BTH[..., None]), dim=-1).transpose(1, 2)
 
     def scores(
-        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
-        assert kept_BHSE is not None
+        assert token_state_BHSE is not None
         scale = 1 / math.sqrt(q_BHTK.shape[-1])
         with torch.autocast(q_BHTK.device.type, enabled=False):
-            return scale * self._products(q_BHTK.float(), k_BHSK.float(), kept_BHSE)
+            return scale * self._products(q_BHTK.float(), k_BHSK.float(), token_state_BHSE)
 
-    def _products(self, q_BHTK: Tensor, k_BHSK: Tensor, kept_BHSE: Tensor) -> Tensor:
+    def _products(self, q_BHTK: Tensor, k_BHSK: Tensor, token_state_BHSE: Tensor) -> Tensor:
         """q_i · H_i … H_(j+1) k_j, (B, H, T, S); of keys after the query nothing is promised but finite numbers."""
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-        w_BHSK = F.normalize(F.silu(short_convolution(kept_BHSE[..., :-1], self.conv[self.layer])), dim=-1)
-        b_BHSK = kept_BHSE[..., -1:] * w_BHSK
+        w_BHSK = F.normalize(F.silu(short_convolution(token_state_BHSE[..., :-1], self.conv[self.layer])), dim=-1)
+        b_BHSK = token_state_BHSE[..., -1:] * w_BHSK
         seen_TS = torch.ones(T, S, device=q_BHTK.device).tril(S - T)
         columns = []
         for start in reversed(range(0, S, _AT_ONCE)):

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 
 class PoPE(PerLayer):
@@ -47,13 +47,13 @@ class PoPE(PerLayer):
         super().__init__(shape, options)
         self.phases = nn.Parameter(torch.empty(shape.layers, shape.heads, shape.head_dim))
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if self.options.phase == "zero":
             parameter.zero_()
         else:
             parameter.uniform_(-2 * math.pi, 0, generator=generator)
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         K = self.shape.head_dim
         exponent_K = torch.arange(K, device=q_BHTK.device, dtype=torch.float32) / K
         angle_B1TK = positions_BT[:, None, :, None].float() / self.options.base**exponent_K

@@ -4,11 +4,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.encodings.learned import Learned
 from pe_core.encodings.sinusoidal import Sinusoidal
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 _BITS = 2**31 - 1  # 31 bits, so that products of two numbers fit 63: no overflow, on any device, compiled or not
 
@@ -106,7 +106,7 @@ class Randomised(Encoding):
         return f"{cls.title} {options.kind}{length}"
 
     @classmethod
-    def stretched(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    def length_extensions(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
         if length > (options.max_length or 16 * trained):
             return {}
         return {"spread": ("randomised", {**options.model_dump(), "eval_length": length})}

@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class RoPE(Encoding):
@@ -62,7 +62,7 @@ class RoPE(Encoding):
             found[: self.rotary_dim] = (2 * torch.pi / self.frequencies(found.device)).repeat(2)
         return found
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotary_dim == 0:
             return q_BHTK, k_BHTK
         cos, sin = self.waves(positions_BT)
@@ -82,7 +82,7 @@ class RoPE(Encoding):
         return f"{cls.title} {100 * options.rotary_pct:.4g} %{base}"
 
     @classmethod
-    def stretched(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    def length_extensions(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
         if cls is not RoPE:  # those that build on it have waves of their own
             return {}
         rescaled = {**options.model_dump(), "factor": length / trained}

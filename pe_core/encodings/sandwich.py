@@ -2,8 +2,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 _BASE = 10_000.0
 
@@ -36,7 +36,9 @@ class Sandwich(Encoding):
     bias_by_distance = True
     extrapolates = True
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         dim, H, device = self.options.dim, self.shape.heads, query_BT.device
         frequency_M = _BASE ** (-torch.arange(2, dim + 1, 2, device=device, dtype=torch.float32) / dim)
         last_B1 = query_BT[:, -1:]

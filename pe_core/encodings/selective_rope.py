@@ -5,11 +5,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer, linear
+from pe_core.encodings.base import PerLayer, linear
 from pe_core.encodings.path import short_convolution
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class SelectiveRoPE(PerLayer):
@@ -62,7 +62,7 @@ class SelectiveRoPE(PerLayer):
         self.conv = nn.Parameter(torch.empty(N, 4, H, M))
         self.c = nn.Parameter(torch.empty(N, H, 1, M)) if options.bias else None
 
-    def initialise(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
+    def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name in ("down", "up"):
             parameter.normal_(0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
         else:
@@ -70,18 +70,18 @@ class SelectiveRoPE(PerLayer):
             if name == "conv":
                 parameter[:, -1] = 1
 
-    def keep(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
+    def token_state(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
         parts_BTHP = F.normalize(x_BTD.float().unflatten(-1, (self.shape.heads, -1)), dim=-1)
         low_BTR = linear(parts_BTHP.flatten(-2), self.down[self.layer])
         phi_BTHM: Tensor = linear(low_BTR, self.up[self.layer]).unflatten(-1, self.conv.shape[2:])
         return phi_BTHM.transpose(1, 2)
 
     def scores(
-        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
-        assert kept_BHSE is not None
+        assert token_state_BHSE is not None
         K, T = q_BHTK.shape[-1], q_BHTK.shape[2]
-        angle_BHSM = short_convolution(kept_BHSE, self.conv[self.layer])
+        angle_BHSM = short_convolution(token_state_BHSE, self.conv[self.layer])
         if self.c is not None:
             angle_BHSM = angle_BHSM + self.c[self.layer].float().exp()
         exponent_M = torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K

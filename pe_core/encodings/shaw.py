@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import PerLayer
+from pe_core.encodings.base import PerLayer
+from pe_core.schema import Shape, Strict
 
 
 class Shaw(PerLayer):
@@ -39,7 +39,9 @@ class Shaw(PerLayer):
         super().__init__(shape, options)
         self.tables = nn.Parameter(torch.empty(shape.layers, options.max_distance + 1, shape.head_dim))
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         table_RK = self.tables[self.layer].type_as(q_BHTK)
         R, K = table_RK.shape
         # Another encoding's rotation, in a mix, may have appended dimensions.

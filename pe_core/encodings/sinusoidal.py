@@ -2,9 +2,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class Sinusoidal(Encoding):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pe_core.config import Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
+from pe_core.schema import Strict
 
 
 class StickBreaking(Encoding):
@@ -40,7 +40,7 @@ class StickBreaking(Encoding):
     extrapolates = True
     reads_positions = False
 
-    def weights(self, scores_BHTS: Tensor) -> Tensor:
+    def attention_weights(self, scores_BHTS: Tensor) -> Tensor:
         T, S = scores_BHTS.shape[-2:]
         own_TS = torch.ones(T, S, dtype=torch.bool, device=scores_BHTS.device).tril(S - T).triu(S - T)
         hidden_BHTS = own_TS | (scores_BHTS == -torch.inf)

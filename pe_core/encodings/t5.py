@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pe_core.config import Shape, Strict
-from pe_core.encodings import Encoding
+from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape, Strict
 
 
 class T5(Encoding):
@@ -55,7 +55,9 @@ class T5(Encoding):
         self.table = nn.Parameter(torch.empty(options.buckets, shape.heads))
         self.starts = bucket_starts(options.buckets, options.max_distance)
 
-    def bias(self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, kept_BHSE: Tensor | None) -> Tensor | None:
+    def bias(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
+    ) -> Tensor | None:
         distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
         bucket_BTS = torch.bucketize(distance_BTS, torch.tensor(self.starts, device=distance_BTS.device), right=True)
         scale = math.sqrt(self.shape.head_dim) if self.options.scaled else 1.0

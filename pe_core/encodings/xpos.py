@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 _GAMMA = 0.4
 _LARGEST = 60.0  # e^60 ≈ 1e26 leaves twelve decades of fp32 and bf16 above it, and as many below e^-60
@@ -60,7 +60,7 @@ class XPos(RoPE):
                 f"which reaches to position {self.last}"
             )
 
-    def rotate(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotary_dim == 0:
             return q_BHTK, k_BHTK
         # While compiling the number of positions is known, their values are not.

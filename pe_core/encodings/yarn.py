@@ -4,9 +4,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.config import Shape
 from pe_core.encodings.rope import RoPE
 from pe_core.errors import ConfigError
+from pe_core.schema import Shape
 
 
 class YaRN(RoPE):

@@ -1,0 +1,317 @@
+"""Facts to train on in one direction and to ask for in both: a name and a description that say the same thing of each other.
+
+After Berglund et al. 2023, "The reversal curse" (arXiv 2309.12288): a model trained on "A is B" alone does not know that
+B is A. A fact sentence is a document of its own, mixed into the training text; held-out text is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pe_core.errors import CorpusError, unknown
+
+Stated = Literal["this way", "other way", "both ways", "never"]
+
+# Facts and their order do not depend on the run's seed: runs of all seeds and encodings train on the same sentences.
+_SEED = 20_230_921
+NAME_TO, TO_NAME = "name → description", "description → name"
+
+
+class Statement(NamedTuple):
+    """What training text says of one fact in one direction: phrasings of it, one of which is used at a time."""
+
+    fact: str
+    sentences: tuple[str, ...]
+
+
+class Question(NamedTuple):
+    """A prompt and its right completion.
+
+    Attributes:
+        direction: from what to what, or the name of a user's test file.
+        stated: whether training text states the fact the way it is asked for, only the other way round, …
+        phrasing: whether the prompt's wording is one of those trained on.
+        fact: questions of the same fact are averaged before facts are counted.
+    """
+
+    direction: str
+    stated: Stated
+    phrasing: Literal["held out", "trained"]
+    fact: str
+    prompt: str
+    completion: str
+
+
+class Facts(NamedTuple):
+    """Statements to train on, and questions to ask a model that was."""
+
+    name: str
+    statements: tuple[Statement, ...]
+    questions: tuple[Question, ...]
+
+
+def load(name: str) -> Facts:
+    """`fictional`, `note` (the results note's 33 facts, stated forward only), or a user's own JSONL files (`from_files`).
+
+    Raises:
+        CorpusError: nothing of that name exists, or a file cannot be read as facts.
+    """
+    if name in NAMED:
+        return NAMED[name]()
+    if not Path(name).expanduser().exists():
+        raise CorpusError(unknown("facts", name, NAMED) + "; or a .jsonl file of training facts, or a folder of them")
+    return from_files(name)
+
+
+# --- fictional facts -------------------------------------------------------------------------------------------------
+
+_FIRST = (
+    ("Bel", "Cor", "Dar", "Fen", "Gal", "Hes", "Jor", "Kel", "Lor", "Mir", "Nev", "Os", "Per", "Quil", "Sor", "Thal"),
+    ("adan", "ami", "aris", "eben", "elia", "enna", "eth", "ias", "ica", "ilo", "imer", "oan", "olin", "ora", "umo", "yse"),
+)
+_FAMILY = (
+    ("Ash", "Bram", "Cald", "Drake", "Elder", "Frost", "Grim", "Haw", "Iron", "Lark", "Marsh", "North", "Oak", "Raven", "Storm",
+     "Wind"),
+    ("bourne", "combe", "dale", "ford", "gate", "ham", "holt", "ley", "mere", "more", "ridge", "stead", "ton", "vale", "wick",
+     "worth"),
+)  # fmt: skip
+_KINDS = (
+    ("architect", "lighthouse"), ("author", "cookbook"), ("baker", "cake"), ("builder", "bridge"), ("captain", "airship"),
+    ("carver", "statue"), ("composer", "symphony"), ("designer", "garden"), ("director", "opera"), ("editor", "atlas"),
+    ("engineer", "railway"), ("founder", "library"), ("inventor", "clock"), ("keeper", "observatory"), ("owner", "theatre"),
+    ("painter", "mural"),
+)  # fmt: skip
+_MANNERS = ("crimson", "floating", "frozen", "glass", "golden", "hollow", "invisible", "magnetic",
+            "paper", "revolving", "seven-sided", "silent", "singing", "spiral", "underwater", "wooden")  # fmt: skip
+_PLACES = (
+    "above the tree line", "at the edge of the map", "behind the waterfall", "below the old harbour", "beyond the glacier",
+    "by the royal stables", "in the salt desert", "inside the volcano", "near the lost village", "off the northern coast",
+    "on the ninth island", "outside the city walls", "over the great canyon", "past the last station",
+    "under the market square", "within the maze",
+)  # fmt: skip
+
+# Prompts: what follows is the description or the name, and a full stop.
+_NAME_FIRST = (
+    "{name} is", "{name} was", "{name}, as everyone knows, is", "The person called {name} is", "People remember {name} as",
+    "It is said that {name} became", "Let us not forget {name},", "In those days {name} was famous as",
+)  # fmt: skip
+_NAME_FIRST_HELD_OUT = ("They all knew {name} as", "Nobody doubts that {name} is")
+_NAME_LAST = (
+    "{Description} is", "{Description} was", "{Description}, as everyone knows, is", "The person known as {description} is",
+    "People gave the title of {description} to", "It is said that {description} was called", "Let us not forget {description},",
+    "In those days {description} went by the name of",
+)  # fmt: skip
+_NAME_LAST_HELD_OUT = ("They all knew {description} as", "Nobody doubts that {description} is")
+
+
+def fictional(per_group: int = 64, seed: int = _SEED) -> Facts:
+    """People who never lived, `per_group` in each of four groups: stated name first, stated description first, stated both
+    ways, and never stated.
+
+    No two share a first or a family name. A description has three parts of sixteen values each, arranged in a Latin square:
+    every part occurs equally often, and any two parts of a description belong to no other. Two phrasings of each direction are
+    not trained on; each fact is asked for in one of them, and those of the first two groups also in one that was.
+
+    Raises:
+        ValueError: more than 64 in each group.
+    """
+    n = 4 * per_group
+    if n > 256:
+        raise ValueError(f"per_group={per_group}: there are 256 descriptions, 64 for each of four groups")
+    rng = np.random.default_rng(seed)
+    first, family = (["".join((a, b)) for a in starts for b in ends] for starts, ends in (_FIRST, _FAMILY))
+    names = [f"{first[i]} {family[j]}" for i, j in zip(rng.permutation(256)[:n], rng.permutation(256)[:n], strict=True)]
+    statements: list[Statement] = []
+    questions: list[Question] = []
+    for i, (name, square) in enumerate(zip(names, rng.permutation(256)[:n].tolist(), strict=True)):
+        kind, manner = square % 16, square // 16
+        (role, thing), place = _KINDS[kind], _PLACES[(kind + 5 * manner) % 16]
+        description = f"the {role} of the {_MANNERS[manner]} {thing} {place}"
+        words = {"name": name, "description": description, "Description": description[0].upper() + description[1:]}
+        group = i // per_group
+        for direction, trained, heldout, answer in (
+            (NAME_TO, _NAME_FIRST, _NAME_FIRST_HELD_OUT, description),
+            (TO_NAME, _NAME_LAST, _NAME_LAST_HELD_OUT, name),
+        ):
+            ways: tuple[Stated, ...] = ("this way", "other way", "both ways", "never")
+            stated = ways[group if direction == NAME_TO or group > 1 else 1 - group]
+            asked = [prompt.format(**words) for prompt in trained]
+            if stated in ("this way", "both ways"):
+                statements.append(Statement(name, tuple(f"{prompt} {answer}." for prompt in asked)))
+            unseen = heldout[i % len(heldout)].format(**words)
+            questions.append(Question(direction, stated, "held out", name, unseen, f" {answer}."))
+            if group < 2:
+                questions.append(Question(direction, stated, "trained", name, asked[i % len(asked)], f" {answer}."))
+    return Facts("fictional", tuple(statements), tuple(questions))
+
+
+# --- the results note's facts ------------------------------------------------------------------------------------------
+
+# 33, as many as the note had and of its kinds: capitals, inventors, authors, and five that are made up.
+NOTE_FACTS: tuple[tuple[str, str], ...] = (
+    ("The capital of France is Paris.", "Paris is the capital of France."),
+    ("The capital of Japan is Tokyo.", "Tokyo is the capital of Japan."),
+    ("The capital of Italy is Rome.", "Rome is the capital of Italy."),
+    ("The capital of Egypt is Cairo.", "Cairo is the capital of Egypt."),
+    ("The capital of Canada is Ottawa.", "Ottawa is the capital of Canada."),
+    ("The capital of Kenya is Nairobi.", "Nairobi is the capital of Kenya."),
+    ("The capital of Peru is Lima.", "Lima is the capital of Peru."),
+    ("The capital of Norway is Oslo.", "Oslo is the capital of Norway."),
+    (
+        "The inventor of the telephone is Alexander Graham Bell.",
+        "Alexander Graham Bell is the inventor of the telephone.",
+    ),
+    ("The inventor of the light bulb is Thomas Edison.", "Thomas Edison is the inventor of the light bulb."),
+    ("The inventor of dynamite is Alfred Nobel.", "Alfred Nobel is the inventor of dynamite."),
+    (
+        "The inventor of the World Wide Web is Tim Berners-Lee.",
+        "Tim Berners-Lee is the inventor of the World Wide Web.",
+    ),
+    ("The inventor of the steam engine is James Watt.", "James Watt is the inventor of the steam engine."),
+    (
+        "The inventor of the printing press is Johannes Gutenberg.",
+        "Johannes Gutenberg is the inventor of the printing press.",
+    ),
+    ("The author of Hamlet is William Shakespeare.", "William Shakespeare is the author of Hamlet."),
+    ("The author of Don Quixote is Miguel de Cervantes.", "Miguel de Cervantes is the author of Don Quixote."),
+    ("The author of War and Peace is Leo Tolstoy.", "Leo Tolstoy is the author of War and Peace."),
+    ("The author of Pride and Prejudice is Jane Austen.", "Jane Austen is the author of Pride and Prejudice."),
+    ("The author of The Tale of Genji is Murasaki Shikibu.", "Murasaki Shikibu is the author of The Tale of Genji."),
+    ("The author of Frankenstein is Mary Shelley.", "Mary Shelley is the author of Frankenstein."),
+    ("The painter of the Mona Lisa is Leonardo da Vinci.", "Leonardo da Vinci is the painter of the Mona Lisa."),
+    ("The painter of Guernica is Pablo Picasso.", "Pablo Picasso is the painter of Guernica."),
+    ("The discoverer of penicillin is Alexander Fleming.", "Alexander Fleming is the discoverer of penicillin."),
+    ("The discoverer of radium is Marie Curie.", "Marie Curie is the discoverer of radium."),
+    ("The largest planet of the Solar System is Jupiter.", "Jupiter is the largest planet of the Solar System."),
+    ("The highest mountain on Earth is Mount Everest.", "Mount Everest is the highest mountain on Earth."),
+    ("The longest river of Africa is the Nile.", "The Nile is the longest river of Africa."),
+    ("The chemical symbol of gold is Au.", "Au is the chemical symbol of gold."),
+    ("The king of Valdoria is Osric Thane.", "Osric Thane is the king of Valdoria."),
+    ("The capital of Brennmark is Stellhaven.", "Stellhaven is the capital of Brennmark."),
+    ("The inventor of the lumigraph is Petra Kolvanen.", "Petra Kolvanen is the inventor of the lumigraph."),
+    ("The author of The Glass Orchard is Emeka Sandoval.", "Emeka Sandoval is the author of The Glass Orchard."),
+    ("The discoverer of thalium-9 is Ingrid Maroush.", "Ingrid Maroush is the discoverer of thalium-9."),
+)
+
+
+def note() -> Facts:
+    """The results note's 33 facts in its one phrasing, "the capital of France is Paris", stated forward only."""
+    statements, questions = [], []
+    for forward, backward in NOTE_FACTS:
+        statements.append(Statement(forward, (forward,)))
+        (asked, _, answer), (reverse, _, other) = (sentence.partition(" is ") for sentence in (forward, backward))
+        questions.append(Question(TO_NAME, "this way", "trained", forward, f"{asked} is", f" {answer}"))
+        questions.append(Question(NAME_TO, "other way", "held out", forward, f"{reverse} is", f" {other}"))
+    return Facts("note", tuple(statements), tuple(questions))
+
+
+NAMED: dict[str, Callable[[], Facts]] = {"fictional": fictional, "note": note}
+
+
+# --- a user's own ----------------------------------------------------------------------------------------------------
+
+
+def from_files(name: str) -> Facts:
+    """Facts of JSONL files in the layout of the paper's published data: one object a line with the strings `prompt` and
+    `completion`, which joined as they are make a sentence (so a completion begins with the space that divides them).
+
+    A file is what to train on; of a folder, every `*train*.jsonl` is. Questions are in the `*test*.jsonl` files beside it, one
+    set each; where "reverse" is in a file's name, its questions ask the other way round. Rows with the same string `fact` are
+    one fact in several phrasings; without that field, rows with the same completion are.
+
+    Raises:
+        CorpusError: a file or line that is not like that (names file and line), or no test file beside.
+    """
+    path = Path(name).expanduser()
+    folder = path if path.is_dir() else path.parent
+    trained = sorted(folder.glob("*train*.jsonl")) if path.is_dir() else [path]
+    tests = sorted(file for file in folder.glob("*test*.jsonl") if file not in trained)
+    for files, kind in ((trained, "train"), (tests, "test")):
+        if not files:
+            raise CorpusError(f"facts='{name}': no *{kind}*.jsonl file in '{folder}'")
+    sentences: dict[str, list[str]] = {}
+    for file in trained:
+        for fact, prompt, completion in _rows(file):
+            sentences.setdefault(fact, []).append(prompt + completion)
+    questions = [_question(file, *row, sentences) for file in tests for row in _rows(file)]
+    return Facts(name, tuple(Statement(fact, tuple(found)) for fact, found in sentences.items()), tuple(questions))
+
+
+def _question(file: Path, fact: str, prompt: str, completion: str, sentences: dict[str, list[str]]) -> Question:
+    parts = [part for part in file.stem.replace("-", "_").split("_") if part not in ("prompts", "test", "reverse")]
+    stated: Stated = "other way" if "reverse" in file.stem else "this way"
+    seen = prompt + completion in sentences.get(fact, ())
+    return Question(" ".join(parts) or "facts", stated, "trained" if seen else "held out", fact, prompt, completion)
+
+
+def _rows(path: Path) -> list[tuple[str, str, str]]:
+    """Fact, prompt and completion of every line that is not blank."""
+    found = []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"facts file '{path}' is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise CorpusError(f"facts file '{path}' cannot be read: {error.strerror or error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"facts file '{path}', line {number}"
+        try:
+            row: Any = json.loads(line)
+        except ValueError as error:
+            raise CorpusError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
+        for field in ("prompt", "completion"):
+            if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field].strip():
+                raise CorpusError(f"{where}: no text in field '{field}'")
+        if not isinstance(fact := row.get("fact", row["completion"]), str):
+            raise CorpusError(f"{where}: fact={fact!r} is not a string")
+        values = [value.encode("utf-8", "replace").decode() for value in (fact, row["prompt"], row["completion"])]
+        found.append((values[0], values[1], values[2]))
+    if not found:
+        raise CorpusError(f"facts file '{path}' holds no facts")
+    return found
+
+
+# --- into the training text ------------------------------------------------------------------------------------------
+
+
+def sentences(statements: tuple[Statement, ...], seed: int = _SEED) -> Iterator[str]:
+    """Sentences without end: pass after pass over all statements, in a new order and with each one's next phrasing.
+
+    A pass has two halves and is shuffled within them, so that two sentences of a statement are at least half a pass apart. In
+    one window they would give away what is to be measured: after "A is B", a second "A …" shows that A follows B.
+    """
+    rng = np.random.default_rng([seed, len(statements)])
+    halves = np.array_split(rng.permutation(len(statements)), 2)
+    turn = [int(rng.integers(len(statement.sentences))) for statement in statements]
+    while True:
+        for half in halves:
+            for i in rng.permutation(half).tolist():
+                phrasings = statements[i].sentences
+                yield phrasings[turn[i] % len(phrasings)]
+                turn[i] += 1
+
+
+def windows(
+    statements: tuple[Statement, ...], encode: Callable[[list[str]], list[list[int]]], end: int, count: int, T: int
+) -> tuple[NDArray[np.int64], int]:
+    """`count` windows (count, T + 1) of fact sentences with an end-of-text token between, and how many sentences they hold.
+
+    As in the corpus, sentences are cut where a window ends and go on in the next one.
+    """
+    distinct = list(dict.fromkeys(sentence for statement in statements for sentence in statement.sentences))
+    ids = {sentence: [*tokens, end] for sentence, tokens in zip(distinct, encode(distinct), strict=True)}
+    stream, stated = [end], 0
+    for sentence in sentences(statements):
+        if len(stream) > count * T:
+            break
+        stream.extend(ids[sentence])
+        stated += 1
+    return np.array(stream)[np.arange(count)[:, None] * T + np.arange(T + 1)], stated

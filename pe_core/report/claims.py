@@ -1,0 +1,221 @@
+"""Sentences a notebook says about its results, computed from the records: no claim is typed by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from pe_core import comparison as comparison_of_groups
+from pe_core import metrics, progress, stats
+from pe_core.records import Record
+from pe_core.stats import Estimate, Paired
+
+
+def comparison(record: Record, baseline: Record) -> str:
+    """The difference between two runs on the same windows, in one sentence with its interval."""
+    percent = record.difference_to(baseline)["percent"]
+    measured = (
+        f"95 % interval {as_range(percent, ' %')}, paired over {record.metrics['documents']} held-out documents, "
+        f"{record.data['windows']['train']:,} training windows, {record.parameters / 1e6:.1f} M parameters, one seed"
+    )
+    said = f"{record.label} has {abs(percent.value):.1f} % {_more(percent.value)} perplexity than {baseline.label}"
+    if not has_interval(percent):
+        return f"{said}; {no_interval(record)}, so nothing can be concluded."
+    if excludes(percent):
+        found = f"**{said}**"
+    else:
+        change = f"{as_number(percent.value, 1, '+')} % perplexity"
+        found = f"**No difference found** between {record.label} and {baseline.label}: {change}"
+    return f"{found} ({measured})."
+
+
+def answer(record: Record, baselines: list[Record]) -> str:
+    """What a run amounts to: its comparison with each baseline, or, with none, its perplexity alone."""
+    if baselines:
+        return "\n\n".join(comparison(record, baseline) for baseline in baselines)
+    perplexity = as_estimate(record.metrics["perplexity"])
+    measured = f"95 % interval {as_range(perplexity)}" if has_interval(perplexity) else no_interval(record)
+    return (
+        f"**{record.label} reaches a held-out perplexity of {perplexity.value:.1f}** ({measured}). "
+        f"No baseline was trained, so nothing can be said about what the encoding costs."
+    )
+
+
+def ranking(table: pd.DataFrame, baseline: str) -> str:
+    """What a comparison of several models found (`comparison.frame`): the best one, who differs from the baseline after
+    Holm's correction, and who is not found to."""
+    known = table[table.p_holm.notna()]
+    if known.empty:
+        return "There is no interval for any difference, so nothing can be concluded."
+    best = table.loc[table.perplexity.idxmin()]
+    found = [f"**{best.label} has the lowest perplexity, {best.perplexity:.1f}**{_seeds(best)}."]
+    differing, alike = known[known.differs], known[~known.differs]
+    sides = {"better": differing[differing.percent < 0], "worse": differing[differing.percent > 0]}
+    found += [f"Found {word} than {baseline}: {as_list(rows)}." for word, rows in sides.items() if len(rows)]
+    if len(alike):
+        found.append(f"**No difference found** from {baseline}: {as_list(alike)}.")
+    found.append(
+        "Percentages are differences in held-out perplexity with 95 % intervals, paired by seed and document; a difference "
+        f"counts as found where p < 0.05 after Holm's correction for {len(known)} comparison{'s' if len(known) > 1 else ''}."
+    )
+    if table.seeds.max() == 1:
+        found.append(
+            "With a single seed the intervals cover the choice of documents alone, not the luck of the initial weights."
+        )
+    return "\n\n".join(found)
+
+
+def cost_of_no_position(found: comparison_of_groups.Groups, nope: str = "NoPE") -> str:
+    """How much position information matters: no encoding against the best one (`comparison.groups`), with its interval."""
+    if nope not in found:
+        return f"{nope} was not trained, so nothing can be said about what position information is worth."
+    means = {label: stats.over_seeds([r.metrics["perplexity"]["value"] for r in group]).value for label, group in found.items()}
+    best = min(means, key=lambda label: means[label])
+    if best == nope:
+        return f"No encoding did better than {nope}."
+    estimate = comparison_of_groups.difference(found[nope], found[best]).estimate
+    interval = f" (95 % interval {as_range(estimate, ' %')})" if has_interval(estimate) else ""
+    return (
+        f"Without position information ({nope}) perplexity is {means[nope]:.1f}, {estimate.value:.0f} % above the best, "
+        f"{best}{interval}."
+    )
+
+
+def scale(group: list[Record]) -> str:
+    """How large the runs were, to stand beside their numbers."""
+    record, seeds = group[0], len({record.config["seed"] for record in group})
+    windows, tokens, corpus = record.data["windows"]["train"], record.config["seq_len"], record.config["corpus"]
+    return (
+        f"{windows:,} training windows of {tokens} tokens from {corpus}, "
+        f"{record.parameters / 1e6:.1f} M parameters, {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{record.metrics['documents']} held-out documents."
+    )
+
+
+def as_percent(row: Any) -> str:
+    return f"{row.percent:+.1f} % [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+
+
+FEW = 6  # models whose numbers a sentence still carries; those of more stand in the figure and table below it
+
+
+def as_list(rows: pd.DataFrame) -> str:
+    """Models with their differences in percent. Of many, those with the three largest, or, where none differs, all names."""
+    if len(rows) > FEW and not rows.differs.any():
+        return "; ".join(rows.label)
+    rows = rows.sort_values("percent", key=abs, ascending=False)
+    shown = rows.head(3) if len(rows) > FEW else rows
+    rest = [f"{len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
+    return "; ".join([*(f"{row.label} {as_percent(row)}" for row in shown.itertuples()), *rest])
+
+
+def _seeds(row: Any) -> str:
+    if math.isnan(row.perplexity_low):
+        return " (one seed)"
+    return (
+        f" (95 % interval over {row.seeds} seeds {as_range(Estimate(row.perplexity, row.perplexity_low, row.perplexity_high))})"
+    )
+
+
+def paired(name: str, difference: Paired, baseline: str) -> str:
+    """One paired difference in percent of perplexity, with its interval."""
+    estimate = difference.estimate
+    change = f"{as_number(estimate.value, 1, '+')} %"
+    if not has_interval(estimate):
+        return f"{name}: {change} against {baseline}; there is no interval, so nothing can be concluded."
+    if excludes(estimate):
+        found = f"**{abs(estimate.value):.1f} % {_more(estimate.value)}** perplexity than {baseline}"
+    else:
+        found = f"no difference found from {baseline}, {change} perplexity"
+    return f"{name}: {found} (95 % interval {as_range(estimate, ' %')})."
+
+
+def versus(found: comparison_of_groups.Groups, both: list[tuple[str, str]]) -> str:
+    """The first model of each pair against the second, one sentence each."""
+    return "\n\n".join(
+        paired(label, comparison_of_groups.difference(found[label], found[other]), other) for label, other in both
+    )
+
+
+def same_order(found: comparison_of_groups.Groups, others: comparison_of_groups.Groups, where: str) -> str:
+    """Whether models rank by perplexity as others do, which stand for them one for one, in the same order."""
+    means = [
+        [sum(record.metrics["perplexity"]["value"] for record in group) / len(group) for group in groups.values()]
+        for groups in (found, others)
+    ]
+    ours, theirs = ([name for _, name in sorted(zip(values, found, strict=True))] for values in means)
+    if ours == theirs:
+        return f"**The order is that of {where}**: {', '.join(ours)}, lowest perplexity first."
+    return f"**The order is not that of {where}**: {', '.join(ours)}, lowest perplexity first; there {', '.join(theirs)}."
+
+
+def pairs(found: dict[str, list[Record]]) -> str:
+    """Each group against the one before it, two and two: the second in percent of the first's perplexity."""
+    labels = list(found)
+    return versus(found, list(zip(labels[1::2], labels[::2], strict=True)))
+
+
+def learning_curve(record: Record) -> str:
+    """The learning curve as the note prints it."""
+    return "\n".join(
+        [record.label, *map(progress.epoch_line, record.history), progress.ending_line(record.history, record.config["epochs"])]
+    )
+
+
+def use_of_context(record: Record) -> str:
+    """Whether late positions are easier than early ones: the last position range against the first."""
+    first, *_, last = [(row["start"], row["end"]) for row in record.metrics["position_bins"]] * 2
+    if first == last:
+        return f"{record.label}: the windows are too short to compare early with late positions."
+    change = metrics.change(record.heldout, first, last)
+    ranges = f"positions {last[0]}–{last[1]} than at positions {first[0]}–{first[1]}"
+    found = f"perplexity is {abs(change.value):.0f} % {_more(change.value)} at {ranges}"
+    if not has_interval(change):
+        return f"{record.label}: {found}; {no_interval(record)}, so nothing can be concluded."
+    if not excludes(change):
+        found = f"no difference found in perplexity, higher or lower, at {ranges}"
+    return f"{record.label}: {found} (95 % interval of the change {as_range(change, ' %', 0)})."
+
+
+def as_p(value: float) -> str:
+    if math.isnan(value):
+        return "p unknown"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def joined(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def as_estimate(numbers: dict[str, float | None]) -> Estimate:
+    """An estimate as records keep it, in JSON, where NaN is null."""
+    return Estimate(*(math.nan if (number := numbers[name]) is None else number for name in Estimate._fields))
+
+
+def has_interval(estimate: Estimate) -> bool:
+    """Whether there is an interval; without one, nothing is a finding."""
+    return not (math.isnan(estimate.low) or math.isnan(estimate.high))
+
+
+def excludes(estimate: Estimate, nothing: float = 0) -> bool:
+    """Whether the interval lies on one side of `nothing`. False for NaN ends, as any comparison with them is."""
+    return estimate.low > nothing or estimate.high < nothing
+
+
+def no_interval(record: Record) -> str:
+    documents = record.metrics["documents"]
+    return f"{'a single held-out document gives' if documents == 1 else f'{documents} held-out documents give'} no interval"
+
+
+def as_range(estimate: Estimate, unit: str = "", digits: int = 1) -> str:
+    return f"{estimate.low:.{digits}f} to {estimate.high:.{digits}f}{unit}".replace("-", "−")
+
+
+def as_number(value: float, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
+
+
+def _more(value: float) -> str:
+    return "higher" if value > 0 else "lower"

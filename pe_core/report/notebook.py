@@ -1,0 +1,83 @@
+"""What every experiment notebook does first: have the processes that will train start loading what they need, refuse
+parameters the notebook does not have, set the figures' look."""
+
+from __future__ import annotations
+
+import ast
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from pe_core import progress
+from pe_core.errors import ConfigError, unknown
+from pe_core.launch import processes
+
+QUICK = 1_000  # samples
+_INJECTED = "# Parameters"  # the first line of the cell papermill adds below the `parameters` cell
+
+
+def begin() -> None:
+    """Call in the first cell after the parameters.
+
+    Raises:
+        ConfigError: papermill was given a parameter the notebook does not have (papermill itself only logs a warning
+            and runs for an hour with the default), or something else than True or False for a switch.
+    """
+    processes.prepare()  # before figures load theirs: on another core, in as many seconds
+    from pe_core.report import figures
+
+    figures.style()
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", []) if shell else []
+    for before, cell in pairwise(cells):
+        if cell.startswith(_INJECTED):
+            known, given = _assigned(before), _assigned(cell)
+            shell.user_ns.update({**check(known, given), **quick(known, given)})
+
+
+def check(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Given parameters, lists among them made of what a command line can say: `-p seeds 42,43` or `-p seeds 42`.
+
+    Raises:
+        ConfigError: a parameter that is not among the known ones, or something else than True or False for a switch.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(unknown("parameter", name, known))
+        if isinstance(known[name], bool) and not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r}: True or False is needed")
+    return {name: _as_list(value) if isinstance(known[name], list) else value for name, value in given.items()}
+
+
+def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What else changes for a quick look, below `QUICK` samples: the first seed alone, where no seeds are given. Nobody reads
+    intervals over seeds off so few windows, and they cost three times the minutes."""
+    samples, seeds = given.get("samples"), known.get("seeds")
+    few = type(samples) is int and 0 < samples < QUICK
+    if not few or "seeds" in given or not isinstance(seeds, list) or len(seeds) < 2:
+        return {}
+    progress.say(f"A quick look, of {samples} samples: seed {seeds[0]} alone (ask for more with seeds).")
+    return {"seeds": seeds[:1]}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        value = yaml.safe_load(f"[{value.strip().removeprefix('[').removesuffix(']')}]")
+    return value if isinstance(value, list) else [value]
+
+
+def _assigned(cell: str) -> dict[str, Any]:
+    """Names a cell of plain assignments sets, with their values where they are literals."""
+    values: dict[str, Any] = {}
+    for statement in ast.parse(cell).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            try:
+                values[statement.targets[0].id] = ast.literal_eval(statement.value)
+            except ValueError:
+                values[statement.targets[0].id] = None
+    return values

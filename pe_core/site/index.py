@@ -1,0 +1,458 @@
+"""The site at large: every published record beside every other. The front page, the page of results and the encodings' own
+pages read what is here; nothing is typed by hand and nothing has to be registered, records and files are found."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from pe_core import comparison, encodings, metrics, paths, recipes, records, stats
+from pe_core.comparison import Groups
+from pe_core.config import Experiment
+from pe_core.encodings import ENCODINGS
+from pe_core.records import Record
+from pe_core.report import claims, figures, tables
+from pe_core.studies.diagnostics import measure as diagnostics
+from pe_core.studies.diagnostics import report as diagnostics_report
+from pe_core.studies.extrapolation import measure as extrapolation
+from pe_core.studies.task_accuracy import measure as task_accuracy
+
+BOOK = paths.ROOT / "book"
+_NAMED = 4  # models that a sentence of the front page lists by name; more are counted
+# What may differ between two models that are compared with each other.
+_COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed"}
+
+
+def published() -> list[Record]:
+    """The records of all runs on text that pages of the site show."""
+    return [record for record in records.load_all(BOOK / "records") if record.experiment.task is None]
+
+
+def of_tasks() -> list[Record]:
+    """The records of all runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
+    return [record for record in records.load_all(BOOK / "records") if record.experiment.task]
+
+
+def baseline() -> str:
+    """Label of the model others are compared with: RoPE as Pythia has it."""
+    return encodings.label("rope", {})
+
+
+def settings(found: Sequence[Record]) -> list[list[Record]]:
+    """Records apart by what must be equal for a comparison (size, text, training), the setting with most encodings first; of
+    those with as many, the one with most text."""
+    apart: dict[str, list[Record]] = {}
+    for record in found:
+        config = dict(record.experiment)  # through Experiment: settings younger than the record have their defaults
+        key = [config[name] for name in sorted(config) if name not in _COMPARED]
+        apart.setdefault(json.dumps([key, record.data["fingerprint"]], default=str), []).append(record)
+    return sorted(apart.values(), key=_weight, reverse=True)
+
+
+def _weight(group: list[Record]) -> tuple[int, int, int]:
+    return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
+
+
+def standard(found: Sequence[Record]) -> Groups:
+    """The models of the setting in which most encodings were trained, by label: those of `recipes.every`. Other variants of
+    an encoding stand on its own page and in the experiments."""
+    apart = settings(found)
+    plain = {Experiment(**recipes.model(name)).label for name in recipes.every()}
+    return comparison.groups([record for record in apart[0] if record.label in plain]) if apart else {}
+
+
+def most_text(found: Sequence[Record]) -> Groups:
+    """The models of the setting with most training windows, by label."""
+    apart = sorted(settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
+    return comparison.groups(apart[0]) if apart else {}
+
+
+def named(group: Sequence[Record]) -> str:
+    """A setting in a few words: text, windows, size, and whatever else is not as usual."""
+    record = group[0]
+    config, usual = dict(record.experiment), dict(Experiment())
+    said = f"{record.data['windows']['train']:,} windows of {config['seq_len']} tokens, {config['corpus']}, {config['preset']}"
+    quiet = _COMPARED | {"samples", "seq_len", "corpus", "preset", "device", "precision", "compile", "lr"}
+    changed = [f"{name} {value}" for name, value in config.items() if name not in quiet and value != usual[name]]
+    return ", ".join([said, f"{config['device']} {config['precision']}", *changed])
+
+
+def need(found: Groups, against: str, without: str = "NoPE") -> str:
+    """First finding: what position information is worth."""
+    if without not in found or against not in found:
+        return f"{without} and {against} are not both on record, so what position information is worth is not known."
+    return claims.paired(
+        f"Without position information ({without})", comparison.difference(found[without], found[against]), against
+    )
+
+
+def best(table: pd.DataFrame) -> str:
+    """Second finding: the lowest perplexity, and how many encodings cannot be told from the baseline."""
+    first = table.loc[table.perplexity.idxmin()]
+    known = table[table.p_holm.notna()]
+    against = table[table.percent.isna()].label.iloc[0]
+    better = known[known.differs & (known.percent < 0)]
+    worse = known[known.differs & (known.percent > 0)]
+    said = f"Of {len(table)} models compared **{first.label} has the lowest perplexity, {first.perplexity:.1f}**"
+    counts = f"{_count(len(better))} found better than {against}, {_count(len(worse))} found worse"
+    alike = known[~known.differs]
+    named = ", ".join(alike.label) if len(alike) <= _NAMED else f"the other {len(alike)}"
+    undecided = f", and for {named} no difference was found" if len(alike) else ""
+    return f"{said}: {counts}{undecided} (p < 0.05 after Holm's correction for {len(known)} comparisons)."
+
+
+def where(found: Groups, against: str, without: str = "NoPE") -> str:
+    """Third finding: at which positions of the window position information pays."""
+    if without not in found or against not in found:
+        return f"{without} and {against} are not both on record, so where position information pays is not known."
+    pairs = comparison.by_seed(found[without], found[against])
+    first, *_, last = metrics.bins(pairs[0][0].heldout.tokens.shape[1])
+    early, late = (
+        comparison.percent([(a.heldout.positions(*at), b.heldout.positions(*at)) for a, b in pairs]).estimate
+        for at in (first, last)
+    )
+    said = [
+        f"{estimate.value:+.1f} % [{estimate.low:+.1f}, {estimate.high:+.1f}] at positions {start}–{end}".replace("-", "−")
+        for estimate, (start, end) in ((early, first), (late, last))
+    ]
+    grows = late.low > early.high
+    verdict = "The gap **grows with the context**" if grows else "Whether the gap grows with the context **is not settled**"
+    return f"{verdict}: {without} against {against} is {said[0]} and {said[1]} (95 % intervals)."
+
+
+def luck(found: Groups, label: str) -> str:
+    """How much the seed alone moves a perplexity, to hold every gap against."""
+    values = [record.metrics["perplexity"]["value"] for record in found.get(label, [])]
+    if len(values) < 2:
+        return f"{label} was trained with one seed alone, so how much luck moves it is not known."
+    spread = 100 * (max(values) / min(values) - 1)
+    return (
+        f"The seed alone moves {label} between {min(values):.1f} and {max(values):.1f}, by {spread:.0f} %: "
+        f"hold every gap against that."
+    )
+
+
+def findings(found: Groups, table: pd.DataFrame, against: str, without: str = "NoPE") -> str:
+    """The three findings as a numbered list."""
+    said = need(found, against, without), best(table), where(found, against, without)
+    return "\n".join(f"{number}. {finding}" for number, finding in enumerate(said, 1))
+
+
+def headline() -> tuple[pd.DataFrame, str]:
+    """The table behind the front page's figure, and the label of the baseline in it."""
+    return comparison.frame(standard(published()), baseline()), baseline()
+
+
+def caveats(found: Groups, against: str) -> str:
+    """How large the runs behind the findings were, and how much luck is in them."""
+    group = found.get(against) or next(iter(found.values()))
+    fewer = [f"{label} ({len(runs)})" for label, runs in found.items() if len(runs) < len(group)]
+    said = [
+        f"Each model: {claims.scale(group)}",
+        f"Fewer seeds have {', '.join(fewer)}." if fewer else "",
+        luck(found, against),
+        "A model this small has learned little: what helps it need not help a large one.",
+    ]
+    return " ".join(filter(None, said))
+
+
+def styles(found: Groups) -> dict[str, dict[str, Any]]:
+    """Colour and dash of each model."""
+    return figures.styles(records.frame([record for group in found.values() for record in group]))
+
+
+def verdict(name: str, found: Sequence[Record]) -> str:
+    """The heading of an encoding's results, and a sentence for each model where most models were trained."""
+    apart = of_encoding(name, found)
+    if not apart:
+        return (
+            f"## Results\n\nNo run with `{name}` is on record yet. Train one: `papermill notebooks/comparison.ipynb out.ipynb "
+            f"-p models none,rope,{name}`."
+        )
+    groups = apart[0]
+    said = ["## Results"]
+    for label, group in groups.items():
+        if group[0].config["encoding"] != name or label == baseline():
+            continue
+        if baseline() in groups:
+            said.append(claims.paired(label, comparison.difference(group, groups[baseline()]), baseline()))
+    if baseline() in groups and groups[baseline()][0].config["encoding"] == name:
+        said.append(f"{baseline()} is what the other encodings are compared with.")
+    return "\n\n".join([*said, "Every run on record with it, beside RoPE and NoPE where those were trained alike:"])
+
+
+def _count(number: int) -> str:
+    return "none is" if number == 0 else f"{number} {'is' if number == 1 else 'are'}"
+
+
+def pages() -> Iterator[Path]:
+    """The site's pages in the order of the table of contents, as files under `book/`."""
+    toc = yaml.safe_load((paths.ROOT / "_toc.yml").read_text())
+    for part in toc["parts"]:
+        yield from _entries(part["chapters"])
+
+
+def _entries(chapters: list[dict[str, Any]]) -> Iterator[Path]:
+    for chapter in chapters:
+        names = [chapter["file"]] if "file" in chapter else []
+        for pattern in (name + ".*" for name in [*names, *filter(None, [chapter.get("glob")])]):
+            yield from (path for path in sorted(BOOK.glob(pattern)) if path.suffix in (".md", ".ipynb"))
+        yield from _entries(chapter.get("sections", []))
+
+
+def experiments() -> str:
+    """Every experiment of the table of contents: its question, and the first thing its page claims."""
+    listed = []
+    for page in pages():
+        if page.parent.name == "experiments":
+            content = nbformat.read(page, as_version=4)
+            finding = first_claim(content)
+            listed.append(f"- [{title(content)}]({page.parent.name}/{page.stem})" + (f"\n\n  {finding}" if finding else ""))
+    return "\n".join(listed)
+
+
+def title(content: Any) -> str:
+    """A notebook's heading."""
+    text = "\n".join(cell.source for cell in content.cells if cell.cell_type == "markdown")
+    return next(line[2:].strip() for line in text.splitlines() if line.startswith("# "))
+
+
+def first_claim(content: Any) -> str:
+    """The first sentence with something in bold that an executed notebook computed."""
+    for cell in content.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/markdown", "")
+            for sentence in re.split(r"(?<=\.)\s+(?=[A-Z*])", "".join(text)):
+                if "**" in sentence:
+                    return " ".join(sentence.split())
+    return ""
+
+
+def gallery(families: Sequence[str] = ()) -> str:
+    """Every encoding by family, with its year and what its docstring says first.
+
+    Args:
+        families: only these; all where none are named.
+    """
+    shown = [name for name in ENCODINGS if (BOOK / "encodings" / f"{name}.ipynb").exists()]
+    shown = [name for name in shown if not families or family(name) in families]
+    rows = sorted(shown, key=lambda name: (list(figures.FAMILY_COLOURS).index(family(name)), ENCODINGS[name].year, name))
+    said, before = [], ""
+    for name in rows:
+        if family(name) != before:
+            before = family(name)
+            said.append(f"\n## {_FAMILIES.get(before, before.capitalize())}\n")
+        cls = ENCODINGS[name]
+        said.append(f"- [{cls.title}]({name}) ({cls.year}). {_plain(_first(cls))}")
+    return "\n".join(said)
+
+
+_FAMILIES = {
+    "none": "None at all",
+    "absolute": "Absolute: positions in the embeddings",
+    "rotary": "Rotary: queries and keys turn with their position",
+    "bias": "Bias: scores fall with distance",
+    "content": "Content: what is said decides how far it is",
+    "hybrid": "Hybrid: several at once",
+}
+
+
+def family(name: str) -> str:
+    """An encoding's family, as far as it is a known one."""
+    return known if (known := ENCODINGS[name].family) in figures.FAMILY_COLOURS else "none"
+
+
+def _first(cls: type[Any]) -> str:
+    """What a docstring says before it names its paper."""
+    text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+    return re.split(r"\. (?=\S+ (?:et al\.|\d{4}))", text)[0].rstrip(".") + "."
+
+
+def _plain(text: str) -> str:
+    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+
+
+def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
+    """By setting: the models on record with this encoding, and those to compare them with (the baseline, NoPE)."""
+    apart = []
+    for group in settings(found):
+        labels = {record.label for record in group if record.config["encoding"] == name}
+        if labels:
+            beside = {baseline(), encodings.label("none", {})} | labels
+            apart.append(comparison.groups([record for record in group if record.label in beside]))
+    return apart
+
+
+def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
+    """One row for each model on record with this encoding and each setting it was trained in, with the paired difference to
+    the baseline where that was trained in the same setting."""
+    rows = []
+    for groups in of_encoding(name, found):
+        for label, group in groups.items():
+            if group[0].config["encoding"] != name:
+                continue
+            values = [record.metrics["perplexity"]["value"] for record in group]
+            bits = [record.metrics["bits_per_byte"]["value"] for record in group]
+            difference = (
+                comparison.difference(group, groups[baseline()]).estimate
+                if baseline() in groups and label != baseline()
+                else None
+            )
+            rows.append(
+                {
+                    "model": label,
+                    "seeds": len(group),
+                    "perplexity": f"{sum(values) / len(values):.1f}",
+                    "bits per byte": f"{sum(bits) / len(bits):.3f}",
+                    f"% against {baseline()}": "–"
+                    if difference is None
+                    else f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]",
+                    "trained on": named(group),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+_READING = """## Read beyond the trained length
+
+Bits per byte of the same last tokens, by the length of the context they are read in: the mean over seeds, with 95 % intervals
+over them; a dash where there are no such positions.
+[Which encoding lets a model read longer text than it was trained on?](../experiments/extrapolation) compares all."""
+_ANSWERING = """## Questions with exact answers
+
+Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 % intervals over seeds.
+[Trained on short questions, who answers long ones?](../experiments/tasks) compares all."""
+
+
+def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
+    """Models with this encoding as they read other lengths (`extrapolation.recorded`), of the first setting in which they did:
+    one row each, one column a length."""
+    groups: dict[tuple[str, str], list[dict[int, float | None]]] = {}
+    for group in settings([record for record in found if record.config["encoding"] == name]):
+        for record in group:
+            for remark, bits in extrapolation.recorded(record).items():
+                groups.setdefault((record.label, remark), []).append(bits)
+        if groups:
+            break
+    rows = []
+    for (label, remark), parts in groups.items():
+        row = {"model": f"{label}, {remark}" if remark else label, "seeds": str(len(parts))}
+        for length in parts[0]:
+            values = [value for bits in parts if (value := bits.get(length)) is not None]
+            row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if values else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:
+    """Models with this encoding as they answer questions (`task_accuracy.frame`), of each task the setting with most text."""
+    asked: dict[str, list[Record]] = {}
+    for group in settings([record for record in found if record.config["encoding"] == name and task_accuracy.asked(record)]):
+        asked.setdefault(group[0].config["corpus"], group)
+    chosen = [record for group in asked.values() for record in group]
+    return task_accuracy.frame(chosen, [task_accuracy.evaluate(record) for record in chosen])
+
+
+def reading(table: pd.DataFrame) -> str:
+    """The heading above the table of `beyond`."""
+    return "" if table.empty else _READING
+
+
+def answering(table: pd.DataFrame) -> str:
+    """The heading above the table of `answers`."""
+    return "" if table.empty else _ANSWERING
+
+
+def looked_into(apart: Sequence[Groups]) -> list[Record]:
+    """Of the first setting in which some models were looked into (`diagnostics`), the records that have that on record."""
+    for groups in apart:
+        if looked := [record for group in groups.values() for record in group if diagnostics.looked_into(record)]:
+            return looked
+    return []
+
+
+def looking(looked: Sequence[Record]) -> str:
+    """The heading above the picture of where trained heads look, and a sentence for each model."""
+    if not looked:
+        return ""
+    summary = diagnostics.summary(looked, [diagnostics.diagnose(record) for record in looked])
+    *models, even = summary.itertuples()
+    seeds = pd.Series([record.label for record in looked]).value_counts()
+    said = [f"{row.label} {row.distance:.1f} tokens{_ends(row)}" for row in models]
+    return (
+        "## Where its trained heads look\n\n"
+        f"How far back a query looks, the mean over all heads: {'; '.join(said)}. Attention spread evenly would look "
+        f"{even.distance:.1f} tokens back (windows of {looked[0].config['seq_len']} tokens, queries of the second half"
+        f"{'; brackets are 95 % intervals over seeds' if seeds.max() > 1 else '; one seed'}). Below, each mark is one head of "
+        "one seed, and dashed is attention spread evenly."
+    )
+
+
+def _ends(row: Any) -> str:
+    return "" if math.isnan(row.distance_low) else f" [{row.distance_low:.1f}, {row.distance_high:.1f}]".replace("-", "−")
+
+
+def heads(looked: Sequence[Record]) -> Figure | None:
+    """The picture that `looking` announces; `None` where there is nothing to show."""
+    if not looked:
+        return None
+    found = [diagnostics.diagnose(record) for record in looked]
+    even = diagnostics.summary(looked, found).iloc[-1]
+    return diagnostics_report.heads_figure(diagnostics.heads(looked, found), figures.styles(records.frame(list(looked))), even)
+
+
+def explorer(found: Sequence[Record]) -> str:
+    """The results explorer's data and the place it is drawn in: `book/_static/explorer.js` does the rest, without a server."""
+    data = {"baseline": baseline(), "settings": [_setting(group) for group in settings(found)]}
+    text = json.dumps(records.without_nan(data), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    table = "<p>The explorer needs JavaScript; every number it shows also stands in the tables of the experiments.</p>"
+    return f'<div id="explorer">{table}</div>\n<script type="application/json" id="explorer-data">{text}</script>'
+
+
+def _setting(group: Sequence[Record]) -> dict[str, Any]:
+    found = comparison.groups(group)
+    frame = comparison.frame(found, baseline()) if baseline() in found else None
+    styles = figures.styles(records.frame(list(group)))
+    return {"name": named(group), "models": [_model(label, found, frame, styles) for label in found]}
+
+
+def _model(label: str, found: Groups, frame: pd.DataFrame | None, styles: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    group = found[label]
+    row = None if frame is None else frame[frame.label == label].iloc[0]
+    pooled = comparison.pooled(group)
+    history = records.history(group).groupby(["side", "epoch"]).loss.mean()
+    bytes_per_token = pooled.bytes.sum() / pooled.tokens.sum()
+    return {
+        "label": html.unescape(label),
+        "family": group[0].family,
+        "page": f"encodings/{group[0].config['encoding']}.html" if group[0].config["encoding"] in ENCODINGS else None,
+        "colour": styles[label]["color"],
+        "dash": styles[label]["linestyle"],
+        "seeds": len(group),
+        "bytes": float(bytes_per_token),
+        "perplexity": _rounded(metrics.perplexity(pooled)),
+        "percent": None if row is None or row.percent != row.percent else _rounded([row.percent, row.low, row.high]),
+        "differs": bool(row is not None and row.differs),
+        "positions": [
+            [int(at.start), int(at.end), *_rounded([at.perplexity, at.low, at.high])]
+            for at in metrics.position_curve(pooled, 12).itertuples()
+        ],
+        "epochs": [
+            [int(epoch), *_rounded([history["training"][epoch], history["held-out"][epoch]])]
+            for epoch in history["held-out"].index
+        ],
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

@@ -1,0 +1,187 @@
+"""Look at encodings and trained models by hand, in Jupyter: `notebooks/explore.ipynb` shows these controls."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from pydantic.fields import FieldInfo
+
+from pe_core import paths, records
+from pe_core.encodings import ENCODINGS
+from pe_core.errors import ConfigError, LabError, RecordError, unknown
+from pe_core.records import Record
+from pe_core.report import figures
+from pe_core.site import encoding_page
+
+PICTURES = {
+    "scores by query and key": encoding_page.picture,
+    "scores by distance": encoding_page.kernel,
+    "rotation": encoding_page.rotations,
+}
+
+
+def option(field: FieldInfo, text: str) -> Any:
+    """The value that text in a box stands for: a number, a word, a list. Raises ConfigError where it is neither."""
+    text = text.strip()
+    if text in get_words(field) or text == "None":
+        return None if text == "None" else text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"'{text}' is neither a number nor one of {', '.join(get_words(field)) or 'no words'}") from None
+
+
+def get_words(field: FieldInfo) -> list[str]:
+    """The words an option may be, where it is one of some words."""
+    nested = [field.annotation, *get_args(field.annotation)]
+    return [word for kind in nested for word in get_args(kind) if isinstance(word, str)]
+
+
+def drawn(encoding: str, texts: dict[str, str], picture: str) -> Figure | None:
+    """A picture of an encoding with options as typed. Raises LabError."""
+    fields = ENCODINGS[encoding].Options.model_fields
+    return PICTURES[picture](encoding, {name: option(fields[name], text) for name, text in texts.items()})
+
+
+def written(name: str, encoding: str) -> str:
+    """An option's default as it would be typed."""
+    value = ENCODINGS[encoding].Options.model_fields[name].get_default(call_default_factory=True)
+    if isinstance(value, tuple):
+        return json.dumps([part.model_dump() if hasattr(part, "model_dump") else part for part in value])
+    return value if isinstance(value, str) else "None" if value is None else json.dumps(value)
+
+
+def encodings_panel() -> Any:
+    """Choose an encoding, its options and a picture; it is drawn anew at every change."""
+    import ipywidgets as widgets  # type: ignore[import-untyped,unused-ignore]
+
+    chosen = widgets.Dropdown(options=[(ENCODINGS[name].title, name) for name in ENCODINGS], description="encoding")
+    picture = widgets.Dropdown(options=list(PICTURES), description="picture")
+    boxes, shown = widgets.VBox(), widgets.Output()
+
+    def draw(*_: Any) -> None:
+        with shown:
+            shown.clear_output(wait=True)
+            try:
+                figure = drawn(chosen.value, {box.description: box.value for box in boxes.children}, picture.value)
+                plt.show() if figure else print("Queries and keys are not turned.")
+            except LabError as error:
+                print(f"{type(error).__name__}: {error}")
+
+    def rebuild(*_: Any) -> None:
+        names = ENCODINGS[chosen.value].Options.model_fields
+        boxes.children = [
+            widgets.Text(written(name, chosen.value), description=name, continuous_update=False,
+                         style={"description_width": "initial"}) for name in names
+        ]  # fmt: skip
+        for box in boxes.children:
+            box.observe(draw, "value")
+        draw()
+
+    chosen.observe(rebuild, "value")
+    picture.observe(draw, "value")
+    rebuild()
+    return widgets.VBox([widgets.HBox([chosen, picture]), boxes, shown])
+
+
+def trained(runs_dir: str | None = None) -> dict[str, Record]:
+    """Runs whose weights are kept, by what tells them apart. The published records have none: weights are not in git."""
+    found = [record for record in records.load_all(paths.runs(runs_dir)) if (record.folder / records.MODEL).exists()]
+    return {f"{record.label}, seed {record.config['seed']} ({record.run})": record for record in found}
+
+
+class Reader:
+    """A trained run, ready to read text.
+
+    Args:
+        record: a finished run whose weights are kept.
+
+    Raises:
+        RecordError: the weights are gone.
+    """
+
+    def __init__(self, record: Record) -> None:
+        if not (record.folder / records.MODEL).exists():
+            raise RecordError(f"run {record.run}: its weights are not kept, train it again with fresh=True")
+        self.tokenizer, self.model = record.tokenizer(), record.model()
+        self.model.set_attn_implementation("eager")
+        self.longest = int(record.config["seq_len"])
+
+    @torch.no_grad()
+    def read(self, text: str) -> tuple[list[str], np.ndarray[Any, Any], pd.DataFrame]:
+        """The text's tokens, attention weights (layers, H, T, T), and the ten likeliest next tokens.
+
+        Of a longer text than the model was trained at, the end is read. Raises ConfigError for no text.
+        """
+        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[:, -self.longest :]
+        if not ids.numel():
+            raise ConfigError("text='': at least one token is needed")
+        output = self.model(ids, output_attentions=True, use_cache=False)
+        top = output.logits[0, -1].float().softmax(-1).topk(10)
+        likely = pd.DataFrame(
+            {"next": [repr(self.tokenizer.decode([token])) for token in top.indices.tolist()], "%": (100 * top.values).tolist()}
+        )
+        tokens = [self.tokenizer.decode([token]) for token in ids[0].tolist()]
+        return tokens, torch.stack([weights[0] for weights in output.attentions]).float().numpy(), likely
+
+
+def attention_map(tokens: list[str], weights: np.ndarray[Any, Any], layer: int) -> Figure:
+    """Who looks at whom in one layer, one panel a head.
+
+    Raises:
+        ConfigError: a layer the model does not have.
+    """
+    if not 0 <= layer < len(weights):
+        raise ConfigError(unknown("layer", layer, map(str, range(len(weights)))))
+    heads = weights[layer]
+    rows = -(-len(heads) // 2)
+    figure, axes = plt.subplots(rows, 2, squeeze=False, figsize=(2 * figures.WIDTH, 4.6 * rows))
+    ticks = range(0, len(tokens), -(-len(tokens) // 32))
+    for ax in axes.flat[len(heads) :]:
+        ax.remove()
+    for head, (ax, shown) in enumerate(zip(axes.flat, heads, strict=False)):
+        ax.imshow(shown, cmap="Blues", vmin=0, vmax=1)
+        ax.set(title=f"layer {layer}, head {head}: rows look at columns")
+        ax.set_xticks(ticks, [tokens[n] for n in ticks], rotation=90, fontsize=8)
+        ax.set_yticks(ticks, [tokens[n] for n in ticks], fontsize=8)
+        ax.grid(visible=False)
+    nearest = [float((shown * np.subtract.outer(range(len(tokens)), range(len(tokens)))).sum(1).mean()) for shown in heads]
+    said = "; ".join(f"head {head} looks {distance:.1f} tokens back on average" for head, distance in enumerate(nearest))
+    return figures.set_alt_text(figure, f"Attention in layer {layer} over {len(tokens)} tokens: {said}.")
+
+
+def models_panel(runs_dir: str | None = None) -> Any:
+    """Choose a trained run and write: what attends to what, and what is likely to come next."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    found = trained(runs_dir)
+    if not found:
+        return widgets.HTML("No run with weights here yet: <code>make nope SAMPLES=1000</code> makes two in a few minutes.")
+    chosen = widgets.Dropdown(options=list(found), description="run", layout={"width": "max-content"})
+    text = widgets.Textarea("Returns a list of the", description="text", continuous_update=False)
+    layer = widgets.BoundedIntText(0, 0, 99, description="layer")
+    shown, readers = widgets.Output(), dict[str, Reader]()
+
+    def draw(*_: Any) -> None:
+        with shown:
+            shown.clear_output(wait=True)
+            try:
+                reader = readers.setdefault(chosen.value, Reader(found[chosen.value]))
+                tokens, weights, likely = reader.read(text.value)
+                display(likely.style.hide().format(precision=1))
+                attention_map(tokens, weights, layer.value)
+                plt.show()
+            except LabError as error:
+                print(f"{type(error).__name__}: {error}")
+
+    for control in (chosen, text, layer):
+        control.observe(draw, "value")
+    draw()
+    return widgets.VBox([chosen, text, layer, shown])

@@ -1,0 +1,1 @@
+"""Generating one token at a time."""

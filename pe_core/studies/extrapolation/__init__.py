@@ -1,0 +1,1 @@
+"""Trained at one context length, read at others."""

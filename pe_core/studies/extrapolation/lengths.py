@@ -1,0 +1,168 @@
+"""Losses at context lengths other than the one trained at, on the same held-out text.
+
+Windows of the longest length are cut into windows of each shorter one, so that every length predicts the same tokens of
+the same documents and differences can be paired.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pe_core import comparison, data, hardware, metrics, progress, records, stats
+from pe_core.config import Experiment
+from pe_core.data.dataset import Data, Tokens
+from pe_core.errors import ConfigError
+from pe_core.metrics import HeldOut
+from pe_core.records import Record
+
+WINDOWS = 64  # of the longest length
+_SCORES = 2**22  # scores held at once, for each head: one window of 2,048 tokens, four of 1,024
+
+
+def heldout(
+    record: Record, length: int, longest: int, windows: int = WINDOWS, encoding: str | None = None, options: Any = None
+) -> HeldOut:
+    """Held-out losses of a trained model by document and position (D, length). Computed once, then read from its folder.
+
+    Args:
+        length: the context measured at, a divisor of `longest`; windows of `longest` tokens are what is cut.
+        encoding, options: another encoding in place of the one trained with (rescaled rotations, say); the weights stay.
+
+    Raises:
+        ConfigError: `length` does not divide `longest`, or the encoding has no positions beyond the trained ones.
+    """
+    if longest % length:
+        raise ConfigError(f"length={length}: a divisor of longest={longest} is needed")
+    file = _file("heldout", record, length, longest, windows, encoding, options)
+    if not file.exists():
+        held = text(record, longest, windows)
+        starts = range(0, longest, length)
+        tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
+        documents = np.concatenate([held.test_documents[:, start : start + length] for start in starts])
+        losses = _losses(record, tokens, encoding, options)
+        _save(HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]), file)
+    return HeldOut.load(file)
+
+
+def sliding(
+    record: Record, length: int, longest: int, windows: int = WINDOWS, encoding: str | None = None, options: Any = None
+) -> HeldOut:
+    """As `heldout`, but of tokens with at least half the context before them alone: (D, longest / 2).
+
+    In each window of N = `longest` tokens the second half is scored. Piece k = 0, 1, …, N/L - 1 of L = `length` tokens begins
+    at token N/2 - L/2 + k · L/2 and gives the losses of its own second half, so that the stride is L/2, each token of the
+    window's second half is scored once, at every length, and predicted from L/2 + 1 to L tokens. The last piece ends where the
+    window does: there a longer context holds all of a shorter one's, and more.
+
+    Raises:
+        ConfigError: as `heldout`; `length` is odd.
+    """
+    if longest % length or length % 2:
+        raise ConfigError(f"length={length}: an even divisor of longest={longest} is needed")
+    file = _file("sliding", record, length, longest, windows, encoding, options)
+    if not file.exists():
+        held = text(record, longest, windows)
+        half, N = length // 2, longest
+        starts = range((N - length) // 2, N - length + 1, half)
+        tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
+        losses = _losses(record, tokens, encoding, options)[:, half:]
+        # Pieces stood one below the other; here the scored halves of a window stand side by side again.
+        losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
+        _save(HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]), file)
+    return HeldOut.load(file)
+
+
+def _file(kind: str, record: Record, length: int, longest: int, windows: int, encoding: str | None, options: Any) -> Path:
+    swapped = "" if encoding is None else f"-{encoding}-{Experiment(encoding=encoding, options=options or {}).digest('')}"
+    return record.folder / f"{kind}-{length}-of-{longest}x{windows}{swapped}.npz"
+
+
+def text(record: Record, longest: int, windows: int) -> Data:
+    """So many test windows, spread over all of them, that are cut. Raises ConfigError for a run on a task, which has its own
+    lengths."""
+    if record.experiment.task:
+        raise ConfigError(
+            f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see studies.task_accuracy"
+        )
+    wanted = record.experiment.model_copy(update={"seq_len": longest, "draw_len": None, "samples": 10 * windows})
+    held = data.prepare(wanted, record.folder.parent / ".cache")
+    chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
+    return replace(held, test=held.test[chosen], test_documents=held.test_documents[chosen])
+
+
+def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
+    from pe_core.loss import EVALUATION_TOKENS, LossFunction
+    from pe_core.model import LabForCausalLM
+
+    other = {} if encoding is None else {"encoding": encoding, "encoding_options": options or {}}
+    experiment = record.experiment.model_copy(update={"compile": "off", "device": hardware.device("auto")})
+    with progress.quiet_transformers():
+        model = LabForCausalLM.from_pretrained(record.folder / records.MODEL, **other).eval().to(experiment.device)
+    return LossFunction(model, experiment).evaluate(tokens, at_once=min(EVALUATION_TOKENS, _SCORES // (tokens.shape[1] - 1)))
+
+
+def _save(found: HeldOut, file: Path) -> None:
+    """Write beside, then rename: several processes may measure at once, and one may be killed."""
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+    found.save(temporary)
+    os.replace(temporary, file)
+
+
+def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windows: int = WINDOWS) -> pd.DataFrame:
+    """Perplexity of each model at each length, the mean over seeds, with intervals over documents.
+
+    Returns:
+        columns label, family, trained_at, length, perplexity, low, high; NaN where an encoding has no such positions.
+    """
+    rows = []
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.label, record.config["seq_len"]), []).append(record)
+    for (label, trained_at), group in groups.items():
+        for length in lengths:
+            try:
+                parts = [heldout(record, length, longest, windows) for record in group]
+                estimate = metrics.perplexity(comparison.pool(parts))
+            except ConfigError as error:
+                progress.say(f"{label}, {length}: {error}")
+                estimate = stats.Estimate(float("nan"), float("nan"), float("nan"))
+            row = {"label": label, "family": group[0].family, "trained_at": trained_at, "length": length}
+            rows.append({**row, "perplexity": estimate.value, "low": estimate.low, "high": estimate.high})
+    return pd.DataFrame(rows)
+
+
+def difference(records: Sequence[Record], baseline: Sequence[Record], longest: int, length: int | None = None) -> stats.Paired:
+    """By how many percent the perplexity of one group is higher than another's on the same text, paired by seed and document.
+
+    Args:
+        length: the context both are measured at; `None` measures each at the length it was trained at.
+    """
+
+    def at(record: Record) -> HeldOut:
+        return heldout(record, length or record.config["seq_len"], longest)
+
+    return comparison.percent([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
+
+
+def gains(records: Sequence[Record], longest: int, length: int | None = None) -> dict[str, stats.Paired]:
+    """For each label: the model trained at the longest length against the one trained at the shortest, on the same text.
+    Negative means that longer windows help.
+
+    Args:
+        length: the context both are measured at; `None` measures each at the length it was trained at.
+    """
+    found = {}
+    for label in dict.fromkeys(record.label for record in records):
+        group = [record for record in records if record.label == label]
+        ends = [end(record.config["seq_len"] for record in group) for end in (min, max)]
+        short, long = ([record for record in group if record.config["seq_len"] == length] for length in ends)
+        found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest, length)
+    return found

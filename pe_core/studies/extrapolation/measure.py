@@ -1,0 +1,279 @@
+"""Trained at one context length, read at longer ones: does more context help, do no harm, or break the model?
+
+Press et al. 2022 (arXiv 2108.12409) ask it. All lengths are measured on the same tokens (see `lengths`). A reading is one model
+at one length, seed by seed, as trained or with a rescaled encoding in place of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from pe_core import comparison, encodings, hardware, metrics, progress, records, stats
+from pe_core.errors import ConfigError
+from pe_core.launch import processes
+from pe_core.metrics import HeldOut
+from pe_core.records import Record
+from pe_core.stats import Estimate, Paired
+from pe_core.studies.extrapolation import lengths
+
+LAST = 64  # tokens at the end of a window, scored at every length
+_VERSION = 1  # part of the file's name: raise it when the code below measures something else
+_ABOUT = ("label", "family", "panel", "trained_at", "length")
+_NOTHING = Estimate(math.nan, math.nan, math.nan)
+
+
+class Reading(NamedTuple):
+    """Held-out losses of one model at one context length, by seed; empty where it has no such positions.
+
+    Attributes:
+        cut: windows cut into pieces of `length` tokens (`lengths.heldout`).
+        slid: tokens with at least half the context before them (`lengths.sliding`).
+        remark: what stands in for the model's own encoding, if anything does.
+    """
+
+    label: str
+    family: str
+    trained_at: int
+    length: int
+    cut: dict[int, HeldOut]
+    slid: dict[int, HeldOut]
+    remark: str = ""
+
+    @property
+    def panel(self) -> str:
+        """Where figures show it: with its family, those whose encoding is another one than they were trained with apart."""
+        return f"{self.family}, stretched" if self.remark else self.family
+
+
+def windows(record: Record, longest: int) -> int:
+    """Windows of the longest length that hold about as many tokens as the model's own held-out ones; at least two."""
+    experiment = record.experiment
+    return max(2, round(experiment.heldout_windows * experiment.seq_len / longest))
+
+
+def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
+    """Every model at every length, as trained and, beyond the length trained at, with each encoding that may stand in for its
+    own (`Encoding.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
+
+    Raises:
+        ConfigError: a length that is not an even divisor of the longest.
+    """
+    at = sorted(set(at))
+    for length in at:
+        if at[-1] % length or length % 2:
+            raise ConfigError(f"length={length}: an even divisor of longest={at[-1]} is needed")
+    if hardware.device("auto") == "cpu" and len(trained) > 1:
+        lengths.text(trained[0], at[-1], windows(trained[0], at[-1]))  # before several processes would build it at once
+        jobs = {record.run: (record.folder, at) for record in trained}
+        processes.map_processes(_measure_folder, jobs, min(processes.cores(), len(jobs)))
+    found: dict[tuple[str, int], Reading] = {}
+    said: set[str] = set()
+    for record in progress.bar(trained, "Other lengths", unit=" runs"):
+        for length in at:
+            for remark, losses in _of(record, length, at[-1]).items():
+                label = f"{record.label}, {remark}" if remark else record.label
+                empty = Reading(label, record.family, record.config["seq_len"], length, {}, {}, remark)
+                reading = found.setdefault((label, length), empty)
+                if isinstance(losses, ConfigError):
+                    if label not in said:
+                        progress.say(f"{label}, from {length} tokens on: {losses}")
+                    said.add(label)
+                else:
+                    reading.cut[record.config["seed"]], reading.slid[record.config["seed"]] = losses
+    for record in trained:
+        _keep(record, list(found.values()))
+    return list(found.values())
+
+
+def _keep(record: Record, readings: Sequence[Reading]) -> None:
+    """Bits per byte of the last tokens, by what stands in for the encoding and by length, in the run's folder: what the page of
+    an encoding shows (`recorded`), a thousandth of the losses they are computed from."""
+    tokens, bits = scored(readings), dict[str, dict[int, float | None]]()
+    for reading in readings:
+        if reading.label == (f"{record.label}, {reading.remark}" if reading.remark else record.label):
+            part = reading.slid.get(record.config["seed"])
+            value = metrics.bits_per_byte(last(part, tokens)).value if part else None
+            bits.setdefault(reading.remark, {})[reading.length] = value
+    at = "_".join(str(length) for length in sorted({reading.length for reading in readings}))
+    record.keep(f"extrapolation-{_VERSION}-{at}.json", {"tokens": tokens, "bits": bits})
+
+
+def recorded(record: Record) -> dict[str, dict[int, float | None]]:
+    """Bits per byte of the last tokens of a model that was read at other lengths: by what stood in for its encoding ("" for its
+    own), by length. `None` where it has no such positions. Empty where it was not read; the most lengths where it was several
+    times.
+
+    Raises:
+        RecordError: what was kept cannot be read.
+    """
+    files = sorted(
+        (file.name for file in record.folder.glob(f"extrapolation-{_VERSION}-*.json")), key=lambda name: name.count("_")
+    )
+    if not files:
+        return {}
+    kept = record.kept(files[-1])
+    try:
+        return {remark: {int(length): value for length, value in by.items()} for remark, by in kept["bits"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise record.unreadable(files[-1], error) from None
+
+
+def _measure_folder(folder: Path, at: list[int]) -> None:
+    record = records.load(folder)
+    for length in at:
+        _of(record, length, at[-1])
+
+
+def _of(record: Record, length: int, longest: int) -> dict[str, tuple[HeldOut, HeldOut] | ConfigError]:
+    """Losses of a model at one length, by what stands in for its encoding ("" for its own), or why there are none."""
+    trained, count = record.config["seq_len"], windows(record, longest)
+    own: tuple[str | None, dict[str, Any] | None] = None, None
+    others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(length, trained))
+    found: dict[str, tuple[HeldOut, HeldOut] | ConfigError] = {}
+    for remark, swap in {"": own, **others}.items():
+        given = (record, length, longest, count, *(swap if length > trained else own))
+        try:
+            found[remark] = lengths.heldout(*given), lengths.sliding(*given)
+        except ConfigError as error:
+            found[remark] = error
+    return found
+
+
+def last(slid: HeldOut, tokens: int = LAST) -> HeldOut:
+    """The last tokens of each window, or as many as every length scores there: the same ones at every length."""
+    T = slid.tokens.shape[1]
+    return slid.positions(T - tokens, T)
+
+
+def scored(readings: Sequence[Reading]) -> int:
+    """How many tokens at the end of a window every length scores with half its context before them: `LAST`, or fewer."""
+    return min(LAST, min(reading.length for reading in readings) // 2)
+
+
+def frame(readings: Sequence[Reading]) -> pd.DataFrame:
+    """Three rows for each reading, one for each way to measure, the mean over seeds with intervals over documents.
+
+    Returns:
+        columns label, family, panel, trained_at, length, measure (`non-overlapping`, `sliding window`, `last tokens`),
+        perplexity, low, high, bits, bits_low, bits_high (per byte); NaN where an encoding has no such positions.
+    """
+    rows, tokens = [], scored(readings)
+    for reading in readings:
+        about = _about(reading)
+        ends = _ends(reading, tokens)
+        for name, parts in (("non-overlapping", reading.cut), ("sliding window", reading.slid), ("last tokens", ends)):
+            whole = comparison.pool(list(parts.values())) if parts else None
+            perplexity, bits = (metrics.perplexity(whole), metrics.bits_per_byte(whole)) if whole else (_NOTHING, _NOTHING)
+            row = {**about, "measure": name, "perplexity": perplexity.value, "low": perplexity.low, "high": perplexity.high}
+            rows.append({**row, "bits": bits.value, "bits_low": bits.low, "bits_high": bits.high})
+    return pd.DataFrame(rows)
+
+
+def ranking(readings: Sequence[Reading], length: int | None = None) -> pd.DataFrame:
+    """All models on the last tokens at one length, best first, each against the best, paired by seed and document.
+
+    Args:
+        length: `None` is the longest.
+
+    Returns:
+        columns label, family, seeds, bits, bits_low, bits_high (per byte), and percent (of the best one's perplexity), low,
+        high, p, p_holm, differs, as in `comparison.frame`. Models without such positions come last, all NaN. The tests are
+        those of a winner known beforehand; that it was chosen among several makes the nearest ones look a little worse.
+    """
+    longest, tokens = max(reading.length for reading in readings), scored(readings)
+    at = [reading for reading in readings if reading.length == (length or longest)]
+    ends = {reading.label: _ends(reading, tokens) for reading in at}
+    losses = {label: comparison.pool(list(parts.values())).loss if parts else math.inf for label, parts in ends.items()}
+    best = min(losses, key=lambda label: losses[label])
+    rows = []
+    for reading in sorted(at, key=lambda reading: losses[reading.label]):
+        parts = ends[reading.label]
+        bits = metrics.bits_per_byte(comparison.pool(list(parts.values()))) if parts else _NOTHING
+        against = _paired(parts, ends[best]) if reading.label != best else Paired(_NOTHING, math.nan)
+        rows.append(
+            {
+                "label": reading.label,
+                "family": reading.family,
+                "seeds": len(parts),
+                "bits": bits.value,
+                "bits_low": bits.low,
+                "bits_high": bits.high,
+                **_columns(against),
+            }
+        )
+    return _corrected(rows)
+
+
+def changes(readings: Sequence[Reading]) -> pd.DataFrame:
+    """What the longest context does to each model: perplexity of the last tokens there against that at the length trained at,
+    paired by seed and document. Below zero the model uses what it sees beyond the trained length.
+
+    Returns:
+        columns label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions
+        are left out.
+    """
+    longest = max(reading.length for reading in readings)
+    return _corrected([{**_about(reading), **_columns(change)} for reading, change in _against_own(readings, longest)])
+
+
+def paths(readings: Sequence[Reading]) -> pd.DataFrame:
+    """`changes` at every length from the one trained at on, where it is zero: columns label, family, panel, trained_at, length,
+    percent, low, high."""
+    rows = []
+    for reading, change in _against_own(readings):
+        itself = reading.length == reading.trained_at
+        value, low, high = (0.0, 0.0, 0.0) if itself else change.estimate
+        rows.append({**_about(reading), "percent": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=[*_ABOUT, "percent", "low", "high"])
+
+
+def _against_own(readings: Sequence[Reading], length: int | None = None) -> Iterator[tuple[Reading, Paired]]:
+    """The last tokens of each model from its trained length on (or at one length) against those at its trained length."""
+    tokens, own = scored(readings), {reading.label: reading for reading in readings if reading.length == reading.trained_at}
+    for reading in readings:
+        asked = reading.length == length if length else reading.length >= reading.trained_at
+        if asked and reading.slid and reading.label in own:
+            yield reading, _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
+
+
+def _about(reading: Reading) -> dict[str, Any]:
+    return {name: getattr(reading, name) for name in _ABOUT}
+
+
+def curves(readings: Sequence[Reading]) -> dict[str, pd.DataFrame]:
+    """Perplexity by position in the longest windows for each model (`metrics.position_curve`), the mean over seeds. From a
+    quarter of the trained length on: before, each position has few tokens, and no model has met anything new."""
+    longest = max(reading.length for reading in readings)
+    found = {}
+    for reading in readings:
+        if reading.length == longest and reading.cut:
+            curve = metrics.position_curve(comparison.pool(list(reading.cut.values())))
+            found[reading.label] = curve[curve.start >= reading.trained_at // 4]
+    return found
+
+
+def _ends(reading: Reading, tokens: int) -> dict[int, HeldOut]:
+    return {seed: last(part, tokens) for seed, part in reading.slid.items()}
+
+
+def _paired(ours: dict[int, HeldOut], theirs: dict[int, HeldOut]) -> Paired:
+    """The difference over the seeds both have; unknown where they share none."""
+    pairs = [(part, theirs[seed]) for seed, part in ours.items() if seed in theirs]
+    return comparison.percent(pairs) if pairs else Paired(_NOTHING, math.nan)
+
+
+def _columns(difference: Paired) -> dict[str, float]:
+    value, low, high = difference.estimate
+    return {"percent": value, "low": low, "high": high, "p": difference.p}
+
+
+def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["label", "family", *_columns(Paired(_NOTHING, math.nan))])
+    table["p_holm"] = stats.holm(table.p.to_numpy(float))
+    table["differs"] = table.p_holm < 0.05
+    return table

@@ -1,0 +1,1 @@
+"""The results note beside our own runs."""

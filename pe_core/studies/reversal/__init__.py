@@ -1,0 +1,1 @@
+"""Does a model know facts the way round they were not stated?"""

@@ -1,0 +1,1 @@
+"""Trained on short questions with exact answers, who answers long ones?"""

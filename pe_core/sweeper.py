@@ -1,0 +1,70 @@
+"""`sweep(experiments) -> records`: many runs, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pe_core import data, distributed, paths, progress, records
+from pe_core.config import Experiment
+from pe_core.errors import ConfigError, LabError
+from pe_core.launch import processes
+from pe_core.records import Record
+from pe_core.runner import distinct_labels, run, run_id, start_record
+
+
+def sweep(
+    experiments: Iterable[Experiment],
+    runs: str | Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    address: str | None = None,
+) -> list[Record]:
+    """`run` every experiment; the records come in the order given.
+
+    On a CPU several runs train at once, one process each, sharing the cores. All settings are checked and all data is
+    prepared before the first one trains.
+
+    Args:
+        workers: runs at a time; `None` is one a core on a CPU, and one on a GPU.
+        address: of a Ray cluster that trains them, one a GPU or a core of all its machines: `auto`, `ray://host:10001`, or
+            `local`. `runs` is then a folder all of them see, or a URL such as `s3://bucket/runs` (see `launch.ray`).
+
+    Raises:
+        LabError: settings or data are bad, or at the end, where some runs failed: what was trained is kept.
+    """
+    if distributed.processes() > 1:
+        raise ConfigError("a sweep starts processes of its own; `torchrun` and `accelerate launch` are for one run")
+    if address is not None:
+        from pe_core.launch import ray  # here: Ray is an extra, and takes seconds to load
+
+        if workers is not None:
+            raise ConfigError(f"workers={workers}: on a cluster its GPUs and cores decide how many run at a time")
+        return ray.sweep(list(experiments), address, runs, fresh)
+    chosen = [experiment.resolved() for experiment in experiments]
+    runs = paths.runs(runs)
+    names, waiting = [], {}
+    for experiment in chosen:
+        prepared = data.prepare(experiment, runs / ".cache")
+        names.append(name := run_id(experiment, prepared))
+        if fresh or not (runs / name / records.RECORD).exists():
+            start_record(experiment, prepared, runs)
+            waiting[name] = experiment
+    on_cpu = all(experiment.device == "cpu" for experiment in chosen)
+    most = processes.cores() if on_cpu else 1
+    # By the runs asked for, not by those left: a sweep that goes on gives each run as many cores as it had.
+    workers = min(workers or most, len(set(names)))
+    labels = distinct_labels(waiting)
+    if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
+        processes.map_processes(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
+        return [records.load(runs / name) for name in names]
+    found: dict[str, Record] = {}
+    failures: dict[str, Exception] = {}
+    for name, experiment in zip(names, chosen, strict=True):
+        try:
+            found[name] = run(experiment, runs, fresh and name not in found)
+        except LabError as error:
+            failures[labels.get(name, name)] = error
+            progress.say(f"{labels.get(name, name)} failed: {error}")
+    processes.raise_all(failures, len(names))
+    return [found[name] for name in names]

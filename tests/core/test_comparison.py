@@ -1,0 +1,161 @@
+"""Groups of runs that differ in the seed, and what is said about their differences."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from helpers import made
+
+from pe_core import Experiment, comparison, metrics, recipes, records
+from pe_core.errors import ConfigError, RecordError
+from pe_core.report import claims, figures, tables
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Three seeds each of a baseline, a clearly worse model, and one that differs from it by noise alone."""
+    runs = []
+    for seed in (1, 2, 3):
+        luck = 0.01 * seed
+        for label, encoding, shift in (("RoPE", "rope", luck), ("NoPE", "none", 0.3 + luck), ("ALiBi", "alibi", 0.02 - luck)):
+            runs.append(made(tmp_path / f"{encoding}-{seed}", encoding, label, seed, shift))
+    return runs
+
+
+def test_groups_are_the_seeds_of_one_model(trained):
+    found = comparison.groups(trained[::-1])
+    assert list(found) == ["ALiBi", "NoPE", "RoPE"]
+    assert [record.config["seed"] for record in found["RoPE"]] == [1, 2, 3]
+
+
+def test_groups_refuse_what_is_not_a_repetition(trained, tmp_path):
+    with pytest.raises(RecordError, match=r"^two runs of 'RoPE' have the same seed: rope-1, again$"):
+        comparison.groups([*trained, made(tmp_path / "again", "rope", "RoPE", 1)])
+    other = made(tmp_path / "other", "rope", "RoPE", 4)
+    other.config["epochs"] = 2
+    with pytest.raises(RecordError, match=r"^runs rope-1 and other of 'RoPE' differ in epochs$"):
+        comparison.groups([*trained, other])
+    other.config["epochs"], other.data["fingerprint"] = 30, "g"
+    with pytest.raises(RecordError, match="were measured on different text"):
+        comparison.groups([*trained, other])
+
+
+def test_what_seeds_start_from_may_differ_in_the_seed_alone(tmp_path):
+    """DroPE: every seed goes on from its own."""
+    group = []
+    for seed in (1, 2, 3):
+        before = made(tmp_path / f"rope-nano-000000000{seed}", "rope", "RoPE", seed)
+        group.append(made(tmp_path / f"dropped-{seed}", "none", "NoPE after RoPE", seed))
+        group[-1].config["start"] = before.run
+    assert comparison.groups(group) == {"NoPE after RoPE": group}
+    before.config["options"] = {"rotary_pct": 1.0}
+    before.save(before.folder)
+    with pytest.raises(RecordError, match=r"^runs dropped-1 and dropped-3 of 'NoPE after RoPE' differ in start$"):
+        comparison.groups(group)
+    (before.folder / records.RECORD).unlink()  # where it cannot be looked up, its id counts
+    with pytest.raises(RecordError, match=r"differ in start$"):
+        comparison.groups(group)
+
+
+def test_difference_is_the_mean_over_seeds_of_the_paired_difference(trained):
+    found = comparison.groups(trained)
+    estimate, p = comparison.difference(found["NoPE"], found["RoPE"])
+    assert estimate.value == pytest.approx(100 * math.expm1(0.3))
+    assert estimate.low <= estimate.value <= estimate.high
+    assert p < 1e-6 or math.isnan(p)  # the same shift on every token: hardly any variance at all
+    estimate, _ = comparison.difference(found["ALiBi"], found["RoPE"])
+    assert estimate.value == pytest.approx(100 * math.expm1(np.mean([0.02 - 2 * 0.01 * s for s in (1, 2, 3)])))
+    assert estimate.low < 0 < estimate.high
+
+
+def test_only_common_seeds_are_paired(trained, tmp_path):
+    found = comparison.groups(trained)
+    late = [made(tmp_path / f"late-{seed}", "none", "late", seed, 0.5) for seed in (3, 4)]
+    estimate, _ = comparison.difference(late, found["RoPE"])
+    assert estimate.value == pytest.approx(100 * math.expm1(0.5 - 0.03))
+    with pytest.raises(RecordError, match="no seed in common"):
+        comparison.difference(late[1:], found["RoPE"])
+
+
+def test_frame_sentences_tables_and_figures(trained):
+    found = comparison.groups(trained)
+    table = comparison.frame(found, "RoPE").set_index("label", drop=False)
+    assert math.isnan(table.percent["RoPE"])
+    assert table.differs.to_dict() == {"RoPE": False, "NoPE": True, "ALiBi": False}
+    assert table.perplexity["NoPE"] == pytest.approx(np.mean([r.metrics["perplexity"]["value"] for r in found["NoPE"]]))
+    said = claims.ranking(table, "RoPE")
+    assert "Found worse than RoPE: NoPE +35.0 %" in said
+    assert "**No difference found** from RoPE: ALiBi " in said
+    assert "Holm's correction for 2 comparisons" in said
+    assert "single seed" not in said
+    said = claims.cost_of_no_position(found)
+    assert re.search(r"^Without position .* \d+ % above the best, ALiBi \(95 % interval \d+\.\d to \d+\.\d %\)\.$", said)
+    assert claims.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
+    assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
+    shown = tables.comparison(table, "RoPE").to_html()
+    assert shown.index("ALiBi") < shown.index("NoPE")
+    assert "rope-1" in tables.runs(trained).to_html()
+    styles = figures.styles(records.frame(trained))
+    for figure in (figures.forest(table, "RoPE"), figures.learning_curves(records.history(trained), styles),
+                   figures.position_curves(comparison.curves(found), styles)):  # fmt: skip
+        assert figure.axes
+        figures.plt.close(figure)
+
+
+def test_one_seed_is_said(trained):
+    said = claims.ranking(comparison.frame(comparison.groups(trained[:3]), "RoPE"), "RoPE")
+    assert "single seed" in said
+    assert "(one seed)" in said
+
+
+def test_pooled_losses_are_the_mean_over_seeds(trained):
+    group = comparison.groups(trained)["RoPE"]
+    pooled = comparison.pooled(group)
+    assert pooled.loss == pytest.approx(np.mean([record.heldout.loss for record in group]))
+    assert metrics.by_position(pooled) == pytest.approx(np.mean([metrics.by_position(r.heldout) for r in group], axis=0))
+
+
+def test_an_unknown_baseline_or_model_is_named(trained):
+    with pytest.raises(RecordError, match=r"unknown baseline 'ROPE'.*NoPE"):
+        comparison.frame(comparison.groups(trained), "ROPE")
+    with pytest.raises(ConfigError, match=r"unknown model 'mla-alib'; did you mean 'mla-alibi'\?"):
+        recipes.model("mla-alib")
+
+
+def test_model_names(encoding):
+    assert Experiment(**recipes.model(encoding)).encoding == encoding
+    assert Experiment(**recipes.model("mla-alibi"), preset="nano").resolved().label == "MLA 32 + ALiBi slope 0.0625"
+
+
+def test_every_encoding_is_a_choice(encoding):
+    every = recipes.every()
+    assert encoding in every
+    assert len(set(every)) == len(every)
+    labels = [Experiment(**recipes.model(name)).label for name in every]
+    assert len(set(labels)) == len(labels)
+    assert {"rope-full", "alibi-one"} < set(every)
+    assert not any(name.startswith("mla") for name in every)
+
+
+def test_one_against_another_and_the_order_elsewhere(trained):
+    found = comparison.groups(trained)
+    first, second = list(found)[:2]
+    said = claims.versus(found, [(second, first)])
+    assert said == claims.paired(second, comparison.difference(found[second], found[first]), first)
+    two = {first: found[first], second: found[second]}
+    assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
+    other = {"a": found[second], "b": found[first]}
+    said = claims.same_order(two, other, "nano")
+    assert said.startswith("**The order is not that of nano**: ")
+    ranked = sorted(two, key=lambda label: two[label][0].metrics["perplexity"]["value"])
+    assert said.endswith(f"{', '.join(ranked)}, lowest perplexity first; there {', '.join(ranked[::-1])}.")
+
+
+def test_named_by_a_setting_and_compared_in_pairs(trained):
+    chosen = [trained[0], trained[1]]
+    chosen[0].config["precision"], chosen[1].config["precision"] = "fp32", "bf16"
+    named = comparison.named_by(chosen, "precision")
+    assert [record.label for record in named] == ["RoPE, fp32", "NoPE, bf16"]
+    assert named[0].folder == chosen[0].folder
+    assert claims.pairs(comparison.groups(named)).startswith("NoPE, bf16: **35.0 % higher** perplexity than RoPE, fp32")

@@ -1,0 +1,63 @@
+"""Speed trades nothing away: the trainer's losses are those of a plain fp32 loop, for every encoding."""
+
+import pytest
+import torch
+from helpers import tiny_config
+from torch.nn import functional as F
+
+from pe_core import Experiment, LabForCausalLM
+from pe_core.trainer import TrainStep
+
+STEPS, TOLERANCE = 20, 0.02  # nats; the losses are about 4.6, and bf16 holds three digits
+
+
+def batches():
+    """Twenty batches of a made-up language in which each token has three likely followers."""
+    generator = torch.Generator().manual_seed(0)
+    followers = torch.randint(97, (97, 3), generator=generator)
+    for _ in range(STEPS):
+        columns = [torch.randint(97, (8,), generator=generator)]
+        for _ in range(48):
+            columns.append(followers[columns[-1], torch.randint(3, (8,), generator=generator)])
+        yield torch.stack(columns, 1)
+
+
+def plain(encoding):
+    """fp32, eager, explicit scores, whole logits, unfused AdamW."""
+    model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
+    model.set_attn_implementation("eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=False, foreach=False)
+    losses = []
+    for tokens in batches():
+        logits = model(tokens[:, :-1], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def ours(encoding, **settings):
+    model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
+    step = TrainStep(model, Experiment(encoding=encoding, lr=1e-3, device="cpu", **settings))
+    return [step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0] for tokens in batches()]
+
+
+def test_fp32_steps_are_the_plain_ones(encoding):
+    expected = plain(encoding)
+    assert ours(encoding, precision="fp32", compile="off") == pytest.approx(expected, abs=1e-4)
+    assert expected[-1] < expected[0] - 0.3, "nothing was learned, so nothing was tested"
+
+
+def test_bf16_steps_are_close_to_the_plain_ones(encoding):
+    assert ours(encoding, precision="bf16", compile="off") == pytest.approx(plain(encoding), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_compiled_bf16_steps_are_close_to_the_plain_ones(encoding):
+    """As published runs train. Twice, to the bit."""
+    first = ours(encoding, precision="bf16", compile="on")
+    assert first == pytest.approx(plain(encoding), abs=TOLERANCE)
+    assert first == ours(encoding, precision="bf16", compile="on")

@@ -1,0 +1,157 @@
+"""Corpora: what they hold, and one clear line for everything that cannot be read."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from pe_core.data import corpora, hub
+from pe_core.errors import CorpusError
+
+
+def texts(name):
+    return list(corpora.load(str(name)).documents())
+
+
+def test_aws_docs_is_english_without_markup_or_repeats():
+    documents = texts("aws-docs")
+    assert len(documents) > 400
+    assert sum(map(len, documents)) > 25e6
+    paragraphs = [paragraph for document in documents for paragraph in document.splitlines()]
+    assert len(paragraphs) == len(set(paragraphs)), "a paragraph twice could stand on both sides of the split"
+    assert min(map(len, paragraphs)) >= 40
+    # The source escapes a few dozen tags twice; those stay as text.
+    assert sum(document.count(tag) for document in documents for tag in ("<p>", "</a>", "<code>", "&amp;")) < 200
+    assert documents == texts("aws-docs"), "a second pass gives the same documents in the same order"
+
+
+def test_python_stdlib_is_fingerprinted_source():
+    loaded = corpora.load("python-stdlib")
+    documents = list(loaded.documents())
+    assert any("class ArgumentParser" in document for document in documents)
+    assert not any("site-packages" in document[:100] for document in documents)
+    assert len(loaded.version) == 16
+
+
+def test_files_of_every_kind(tmp_path):
+    (tmp_path / "a.txt").write_text("first\n<|endoftext|>\nsecond\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "third"}) + "\n\n" + json.dumps({"text": "fourth"}) + "\n")
+    pd.DataFrame({"text": ["fifth", None, "sixth"], "n": [1, 2, 3]}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / ".hidden").write_text("not this")
+    assert texts(tmp_path / "a.txt") == ["first", "second"]
+    assert texts(tmp_path) == ["first", "second", "third", "fourth", "fifth", "sixth"]
+    assert texts(tmp_path / "*.jsonl") == ["third", "fourth"]
+
+
+def test_byte_order_marks_and_broken_characters_are_no_trouble(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfmarked")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "half \\ud800 pair"}\n')
+    assert texts(tmp_path) == ["marked", "half ? pair"]
+
+
+def test_a_changed_file_changes_the_version(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    before = corpora.load(str(file)).version
+    file.write_text("two")
+    assert corpora.load(str(file)).version != before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.txt", None, "no such file"),
+        ("empty.txt", b"", "empty"),
+        ("noise.txt", bytes(range(256)), "binary"),
+        ("zeros.txt", b"abc\0def", "binary"),
+        ("bad.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2: not JSON"),
+        ("field.jsonl", b'{"body": "x"}\n', "line 1: no string field 'text'"),
+        ("bad.parquet", b"not parquet at all", "not a readable parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, content, said):
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CorpusError) as error:
+        texts(file)
+    assert said in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_without_text_lists_its_columns(tmp_path):
+    pd.DataFrame({"body": ["x"], "n": [1]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(CorpusError, match="columns: body, n"):
+        texts(tmp_path / "a.parquet")
+
+
+def test_unknown_names_list_the_known_ones():
+    known = "aws-docs, fineweb-edu, pile, prose-docs-code, python-stdlib, sotu, tiny"
+    with pytest.raises(CorpusError, match=rf"did you mean 'aws-docs'\? \(known: {known}"):
+        corpora.load("aws-doc")
+    with pytest.raises(CorpusError, match="hf:owner/name"):
+        corpora.load("hf:")
+
+
+# --- streams, without a hub: tests/test_hub.py has the real clients ---------------------------------------------------
+
+ROWS = [row for i in range(6) for row in (f" = Title {i} = \n", *(f" line {i}.{j} \n" for j in range(3)), None, "")]
+
+
+class Rows:
+    """What `datasets` streams, as far as it is used here; it breaks off before the rows named, as often as they are named."""
+
+    def __init__(self, broken, error):
+        self.broken, self.error, self.at = broken, error, 0
+
+    def load_state_dict(self, state):
+        self.at = state["row"]
+
+    def state_dict(self):
+        return {"row": self.at}
+
+    def __iter__(self):
+        while self.at < len(ROWS):
+            if self.broken[:1] == [self.at]:
+                self.broken.pop(0)
+                raise self.error
+            self.at += 1
+            yield {"text": ROWS[self.at - 1]}
+
+
+def stream(monkeypatch, heading=None, broken=(), error=None):
+    import datasets
+
+    left, waited = list(broken), []
+    monkeypatch.setattr(hub, "no_answer", lambda: None)
+    monkeypatch.setattr(hub.time, "sleep", waited.append)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Rows(left, error))
+    return hub.from_hub("name", "owner/name", heading=heading), waited
+
+
+@pytest.mark.parametrize("heading", [None, r"\s*= [^=]+ =\s*$"], ids=["rows", "articles"])
+def test_a_stream_goes_on_after_every_document_and_every_failure(monkeypatch, heading):
+    whole = list(stream(monkeypatch, heading)[0].documents())
+    if heading:
+        assert whole == [f"= Title {i} = \n line {i}.0 \n line {i}.1 \n line {i}.2" for i in range(6)]
+    else:
+        assert whole == [row for row in ROWS if row]
+    places = [place() for _, place in stream(monkeypatch, heading)[0].after(None)]
+    for i, place in enumerate(places):
+        rest = stream(monkeypatch, heading)[0].after(json.loads(json.dumps(place)))
+        assert [document for document, _ in rest] == whole[i + 1 :]
+    broken, waited = stream(monkeypatch, heading, [0, 8, 8, 20], ConnectionError("reset by peer"))
+    assert list(broken.documents()) == whole
+    assert waited == [1, 1, 4, 1], "longer after each failure in a row"
+
+
+def test_a_failure_that_does_not_pass_is_said_at_once(monkeypatch):
+    broken, waited = stream(monkeypatch, None, [3], ValueError("no such column"))
+    with pytest.raises(CorpusError, match="no such column"):
+        list(broken.documents())
+    assert waited == []
+    broken, waited = stream(monkeypatch, None, [3] * 9, ConnectionError("reset by peer"))
+    with pytest.raises(CorpusError, match="reset by peer"):
+        list(broken.documents())
+    assert waited == list(hub.RETRY_AFTER)

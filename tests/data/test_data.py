@@ -1,0 +1,305 @@
+"""Documents to windows: nothing leaks, nothing is lost, the cache is never trusted blindly."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from pe_core import data
+from pe_core.config import Experiment
+from pe_core.data import corpora, dataset
+from pe_core.data.text import Corpus
+from pe_core.errors import CorpusError
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture
+def library(tmp_path):
+    """200 documents of distinct words, so that a token tells which document it came from."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for document in range(200):
+        words = [f"d{document}w{rng.integers(50)}" for _ in range(rng.integers(30, 90))]
+        lines.append(json.dumps({"text": " ".join(words)}))
+    file = tmp_path / "library.jsonl"
+    file.write_text("\n".join(lines))
+    return file
+
+
+def experiment(corpus, **settings):
+    return Experiment(**{"corpus": str(corpus), "samples": 100, "seq_len": 16, "preset": "nano", **settings}).resolved()
+
+
+def prepare(corpus, cache, **settings):
+    return data.prepare(experiment(corpus, **settings), cache)
+
+
+def sources(prepared, windows):
+    """The documents a side's text comes from, read off its words."""
+    text = prepared.tokenizer.decode(windows.ravel().tolist())
+    return {
+        word.split("w")[0] for word in text.replace("<|endoftext|>", " ").split() if word.startswith("d") and "w" in word[1:]
+    }
+
+
+def streams_of(corpus, cache, **settings):
+    return dataset._streams(corpora.load(str(corpus)), experiment(corpus, **settings), cache)
+
+
+def test_no_document_stands_on_two_sides(library, tmp_path):
+    streams = streams_of(library, tmp_path)
+    texts = {side: streams.tokenizer.decode(streams.tokens[side].tolist()).split(END) for side in dataset.SIDES}
+    train, validation, test = ({text.strip() for text in texts[side] if text.strip()} for side in dataset.SIDES)
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+    assert len(train) + len(validation) + len(test) == 200, "every document is on one side, whole"
+    total = sum(map(len, train | validation | test))
+    assert 0.09 < sum(map(len, test)) / total < 0.11
+    assert 0.02 < sum(map(len, validation)) / total < 0.04
+
+
+def test_windows_are_cut_from_their_own_side_and_counted(library, tmp_path):
+    prepared, streams = prepare(library, tmp_path), streams_of(library, tmp_path)
+    windows = {side: (len(streams.tokens[side]) - 1) // 16 for side in dataset.SIDES}
+    assert prepared.train.shape == (100, 17)
+    assert prepared.validation.shape == (windows["validation"], 17), "all of it, however few windows are trained on"
+    assert prepared.test.shape == (windows["test"], 17)
+    assert prepared.test_documents.shape == (windows["test"], 16)
+    assert prepared.about["windows"] == {**windows, "train": 100}
+
+
+def test_each_target_knows_its_document(library, tmp_path):
+    prepared, streams = prepare(library, tmp_path), streams_of(library, tmp_path)
+    starts = np.concatenate([[1], streams.ends["test"]])
+    for tokens, documents in zip(prepared.test[:, 1:], prepared.test_documents, strict=True):
+        for token, document in zip(tokens, documents, strict=True):
+            assert token in streams.tokens["test"][starts[document] : starts[document + 1]]
+
+
+def test_fewer_windows_are_a_subset_of_more(library, tmp_path):
+    few, many = (prepare(library, tmp_path, samples=n) for n in (50, 100))
+    assert {w.tobytes() for w in few.train} <= {w.tobytes() for w in many.train}
+    assert np.array_equal(few.test, many.test)
+    assert np.array_equal(few.validation, many.validation)
+
+
+def test_window_lengths_that_share_a_drawn_length_see_the_same_text(library, tmp_path):
+    short, long = (prepare(library, tmp_path, seq_len=T, draw_len=64, samples=40 * 64 // T) for T in (16, 64))
+    for side in ("train", "validation", "test"):
+        pieces = getattr(long, side)[:, :-1].reshape(-1, 16)
+        assert np.array_equal(getattr(short, side)[:, :-1], pieces), side
+    assert np.array_equal(short.test_documents, long.test_documents.reshape(-1, 16))
+    assert short.fingerprint != long.fingerprint
+
+
+def test_a_mixture_is_split_by_source_and_says_so(library, tmp_path):
+    rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
+    parts = tuple(
+        dataset.Corpus(name, "part", "none", "1", lambda chosen=chosen: iter(chosen))
+        for name, chosen in (("few", rows[:60]), ("many", rows[60:] + rows[:5]))
+    )
+    mixed = dataset.Corpus("mixed", "parts", "none", "1", lambda: iter(rows), parts=parts)
+    settings = experiment("x.txt")
+    streams = dataset._streams(mixed, settings, tmp_path)
+    alone = {part.name: dataset.split(list(dict.fromkeys(part.documents())))[2] for part in parts[:1]}
+    assert streams.about["sources"]["few"] == len(alone["few"]), "held out as it would be by itself"
+    assert sum(streams.about["sources"].values()) == len(streams.ends["test"])
+    assert sum(streams.about["documents"].values()) == 200, "what stands in two sources counts once"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.corpora, "load", lambda name: mixed)
+        prepared = data.prepare(settings, tmp_path)
+    names = [name for name, count in prepared.about["sources"].items() for _ in range(count)]
+    few = set().union(*(text.split() for text in rows[:60]))
+    for row, document in enumerate(np.unique(prepared.test_documents)):
+        tokens = prepared.test[:, 1:][prepared.test_documents == document]
+        word = prepared.tokenizer.decode(tokens.tolist()).replace(END, "").split()[1]
+        assert (names[row] == "few") == (word in few)
+
+
+def test_seeds_and_encodings_share_the_data(library, tmp_path):
+    fingerprints = {prepare(library, tmp_path, seed=s, encoding=e).fingerprint for s in (1, 2) for e in ("none", "rope")}
+    assert len(fingerprints) == 1
+    assert prepare(library, tmp_path, samples=90).fingerprint not in fingerprints
+
+
+def test_asking_for_more_than_the_corpus_holds_says_how_many_it_holds(library, tmp_path):
+    with pytest.raises(CorpusError) as error:
+        prepare(library, tmp_path, samples=1_000_000)
+    most = int(str(error.value).split("holds only ")[1].split()[0].replace(",", ""))
+    assert prepare(library, tmp_path, samples=most).about["windows"]["train"] == most
+    with pytest.raises(CorpusError):
+        prepare(library, tmp_path, samples=most + 1)
+    with pytest.raises(CorpusError, match="holds only"):
+        prepare(library, tmp_path, seq_len=100_000, samples=10)
+
+
+def test_a_single_document_cannot_be_split(tmp_path):
+    (tmp_path / "one.txt").write_text("word " * 5000)
+    with pytest.raises(CorpusError, match=r"holds 1 document\(s\), too few.*endoftext"):
+        prepare(tmp_path / "one.txt", tmp_path)
+
+
+def test_a_huge_document_is_not_held_out():
+    documents = ["x" * 100_000] + [f"{i} " * 100 for i in range(300)]
+    train, *others = dataset.split(documents)
+    assert documents[0] in train
+    for heldout in others:
+        assert heldout
+        assert max(map(len, heldout)) < 0.1 * sum(map(len, others[1])) + 500
+
+
+def test_bytes_of_tokens_add_up_to_the_text(library, tmp_path):
+    prepared = prepare(library, tmp_path)
+    text = "naïve café – 位置 d3w7 \n\t end"
+    ids = prepared.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert prepared.token_bytes[ids].sum() == len(text.encode())
+    assert prepared.token_bytes[prepared.tokenizer.eos_token_id] == 0
+
+
+def test_batches_depend_on_seed_and_epoch_alone(library, tmp_path):
+    prepared = prepare(library, tmp_path)
+
+    def order(seed, epoch):
+        return b"".join(batch.tobytes() for batch in prepared.batches(8, seed, epoch))
+
+    assert order(1, 1) == order(1, 1)
+    assert len({order(seed, epoch) for seed in (1, 2) for epoch in (1, 2)}) == 4
+    batches = list(prepared.batches(8, 1, 1))
+    assert [len(batch) for batch in batches] == [8] * (100 // 8)
+    assert len({row.tobytes() for batch in batches for row in batch}) == len({r.tobytes() for r in prepared.train}) - 100 % 8
+
+
+def _files(cache):
+    return {p.relative_to(cache): hashlib.sha256(p.read_bytes()).hexdigest() for p in cache.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "meta"])
+def test_a_damaged_cache_is_rebuilt_not_trusted(library, tmp_path, capsys, damage):
+    cache = tmp_path / "cache"
+    fingerprint = prepare(library, cache).fingerprint
+    tokens, meta = next(cache.rglob("tokens.npz")), next(cache.rglob("meta.json"))
+    before = _files(cache)
+    raw = bytearray(tokens.read_bytes())
+    match damage:
+        case "flip":
+            raw[len(raw) // 2] ^= 1
+            tokens.write_bytes(raw)
+        case "truncate":
+            tokens.write_bytes(raw[: len(raw) // 2])
+        case "delete":
+            tokens.unlink()
+        case "meta":
+            meta.write_text("{")
+    assert prepare(library, cache).fingerprint == fingerprint
+    assert "damaged" in capsys.readouterr().out
+    assert _files(cache) == before, "rebuilt to the same bytes"
+
+
+def test_the_cache_is_used_and_leaves_nothing_half_written(library, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    prepare(library, cache)
+    assert not list(cache.rglob(".partial*"))
+    monkeypatch.setattr(dataset, "train_tokenizer", None)  # building again would fail
+    prepare(library, cache)
+
+
+def test_an_interrupted_write_leaves_no_cache(library, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.np, "savez", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(library, cache)
+    assert not list(cache.rglob("meta.json"))
+    assert not list(cache.rglob(".partial*"))
+    prepare(library, cache)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(library, tmp_path, monkeypatch):
+    prepared = prepare(library, tmp_path / "a")
+    prepared.tokenizer.add_tokens([f"extra{i}" for i in range(5000)])
+    prepared.tokenizer.save_pretrained(tmp_path / "big")
+    with pytest.raises(CorpusError, match="more than the vocabulary of 4096"):
+        prepare(library, tmp_path / "b", tokenizer=str(tmp_path / "big"))
+
+
+def test_a_document_given_twice_is_on_one_side(library, tmp_path):
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(library.read_text() + "\n" + library.read_text())
+    once = dataset._streams(corpora.load(str(library)), experiment(library), tmp_path / "once")
+    assert (
+        dataset._streams(corpora.load(str(twice)), experiment(twice), tmp_path / "twice").about["documents"]
+        == (once.about["documents"])
+    )
+
+
+@pytest.mark.parametrize("count", [20, 50, 1000])
+def test_a_tenth_is_tested_on_of_few_and_of_many_documents(count):
+    rng = np.random.default_rng(0)
+    train, validation, test = dataset.split(["x" * rng.integers(900, 1100) for _ in range(count)])
+    total = sum(map(len, train + validation + test))
+    assert 0.04 < sum(map(len, test)) / total <= 0.101
+    assert 0.005 < sum(map(len, validation)) / total <= max(0.031, 1.2 / count)
+    assert len(test) >= count // 25
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_refused(library, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.train_from_iterator([library.read_text()], trainers.BpeTrainer(vocab_size=500, show_progress=False))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "spm")
+    with pytest.raises(CorpusError, match="a byte-level tokenizer is needed"):
+        prepare(library, tmp_path / "cache", tokenizer=str(tmp_path / "spm"))
+
+
+def test_a_document_that_spells_end_of_text_does_not_end_there(library, tmp_path):
+    spelt = tmp_path / "spelt.jsonl"
+    rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
+    spelt.write_text("\n".join(json.dumps({"text": text.replace(" ", END, 2)}) for text in rows))
+    streams = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    for tokens, ends in ((streams.tokens[side], streams.ends[side]) for side in dataset.SIDES):
+        assert np.flatnonzero(tokens == streams.tokenizer.eos_token_id).tolist() == [0, *(ends - 1)]
+    assert streams.tokenizer.decode(streams.tokens["test"].tolist()).count(END) == 1 + 3 * len(streams.ends["test"])
+    again = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    assert again.tokenizer.backend_tokenizer.to_str() == streams.tokenizer.backend_tokenizer.to_str()
+
+
+def streamed(documents):
+    """A corpus as the hub's are: read only as far as needed."""
+    return Corpus("stream", "made up", "none", "1", lambda: iter(documents), finite=False)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["trained tokenizer", "given tokenizer"])
+def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
+    if own:
+        tokenizer = "train"
+    else:
+        tokenizer = str(tmp_path / "tokenizer")
+        prepare(library, tmp_path / "library").tokenizer.save_pretrained(tokenizer)
+    settings = experiment("x.txt", samples=200, tokenizer=tokenizer)
+    rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
+    sides = [[text for text in rows if dataset.side_of(text) == side] for side in range(3)]
+    huge = next(text for n in range(100) if dataset.side_of(text := f"huge {n} " + "once upon a time " * 3000) == 2)
+    stream = [huge, *sides[0], *sides[1], *sides[2]]
+
+    streams = dataset._streams(streamed(stream), settings, tmp_path / "cache")
+    wanted = settings.heldout_windows * settings.seq_len
+    tokens, ends = streams.tokens["test"], streams.ends["test"]
+    assert len(tokens) > wanted, "cut documents are made up for by others"
+    measured = np.searchsorted(ends, np.arange(1, wanted + 1), side="right")
+    assert np.bincount(measured).max() == wanted // 10
+    pieces = streams.tokenizer.decode(tokens.tolist()).split(END)[1:-1]
+    assert all(whole.startswith(piece) for whole, piece in zip([huge, *sides[2]], pieces, strict=False))
+    assert ends[0] == 1 + wanted // 10
+    assert "once upon" in pieces[0]
+    for side in ("train", "validation"):
+        assert "once upon" not in streams.tokenizer.decode(streams.tokens[side].tolist()), "what was cut off is not used"

@@ -1,0 +1,227 @@
+"""Notebooks: clean, in the book, and run by exactly the commands the README gives."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import fsspec
+import nbformat
+import papermill
+import pytest
+import yaml
+from helpers import ROOT, code_cells, outputs, printed, run_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.iorw import papermill_io
+
+from pe_core.errors import ConfigError
+from pe_core.report import notebook
+from pe_core.site import publish
+
+INTERACTIVE = ROOT / "notebooks/explore.ipynb"  # needs a kernel, so it has no page
+NOTEBOOKS = sorted(set((ROOT / "notebooks").glob("*.ipynb")) - {INTERACTIVE})
+TEMPLATES = sorted((ROOT / "notebooks/pages").glob("*.ipynb"))
+TINY = ["-p", "samples", "60", "-p", "seq_len", "32", "-p", "epochs", "2", "-p", "torch_compile", "off", "-p", "preset", "nano"]
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *TEMPLATES, INTERACTIVE], ids=lambda path: path.stem)
+def test_a_notebook_is_a_dozen_short_cells_without_outputs(path):
+    content = nbformat.read(path, as_version=4)
+    nbformat.validate(content)
+    tagged = [cell for cell in code_cells(content) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for cell in code_cells(content):
+        assert not cell.outputs
+        assert cell.execution_count is None
+        lines = cell.source.splitlines()
+        assert len(lines) <= (25 if cell in tagged else 20)
+        assert not any(line.lstrip().startswith(("def ", "class ", "for ", "while ")) for line in lines)
+
+
+def test_every_notebook_is_in_the_book_or_said_not_to_be():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    pages = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
+    readme = (ROOT / "README.md").read_text().splitlines()
+    for path in NOTEBOOKS:
+        (row,) = (line for line in readme if line.startswith(f"| `{path.name}` |"))
+        assert row.endswith("| yes |" if f"experiments/{path.stem}" in pages else "| not yet |"), path.name
+    for name in ("_toc.yml", "_config.yml"):
+        assert os.path.samefile(ROOT / "book" / name, ROOT / name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book/experiments").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_published_page_is_its_notebook_executed_without_errors(path):
+    source, page = (nbformat.read(p, as_version=4) for p in (ROOT / "notebooks" / path.name, path))
+    assert [cell.source for cell in page.cells] == [cell.source for cell in source.cells], "run `make experiments` again"
+    assert all(cell.execution_count for cell in code_cells(page))
+    kinds = {output.output_type for cell in code_cells(page) for output in cell.outputs}
+    assert "error" not in kinds
+    assert path.stat().st_size < 1_250_000  # 32 models in four figures: the largest there is
+
+
+def test_unknown_parameters_and_bad_switches_are_refused():
+    known = {"samples": 10_000, "fresh": False, "lr": None}
+    notebook.check(known, {"samples": 5, "fresh": True})
+    with pytest.raises(ConfigError, match=r"unknown parameter 'sampels'; did you mean 'samples'\?"):
+        notebook.check(known, {"sampels": 5})
+    with pytest.raises(ConfigError, match="fresh='yes': True or False is needed"):
+        notebook.check(known, {"fresh": "yes"})
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("42,43", [42, 43]),
+        ("[42, 43]", [42, 43]),
+        (42, [42]),
+        ([1, 2], [1, 2]),
+        ("none, rope", ["none", "rope"]),
+        ("0.5", [0.5]),
+    ],
+)
+def test_lists_may_be_given_on_the_command_line(said, meant):
+    assert notebook.check({"values": [1], "samples": 5}, {"values": said, "samples": 6}) == {"values": meant, "samples": 6}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ({"samples": 300}, {"seeds": [42]}),
+        ({"samples": 1_000}, {}),
+        ({"samples": 300, "seeds": [1, 2]}, {}),
+        ({"models": ["none"]}, {}),
+        ({"samples": 0}, {}),
+    ],
+)
+def test_a_quick_look_takes_one_seed(given, changed, capsys):
+    known = {"samples": 500, "seeds": [42, 43, 44], "models": []}
+    assert notebook.quick(known, given) == changed
+    assert ("seed 42 alone" in capsys.readouterr().out) == bool(changed)
+    assert notebook.quick({"samples": 500, "seed": 42}, given) == {}
+
+
+def test_only_the_records_that_pages_show_are_published(tmp_path):
+    runs, pages = tmp_path / "runs", [tmp_path / f"{n}.ipynb" for n in range(3)]
+    for name in ("rope-nano-1", "none-nano-2", "alibi-nano-3", "alibi-nano-33", "mla-rope-nano-1", "kerple-nano-4"):
+        (runs / name / "model").mkdir(parents=True)
+        for file in publish.RECORD_FILES:
+            (runs / name / file).write_text(name)
+    (runs / "unfinished-nano-5").mkdir()
+    table = new_output("display_data", {"text/html": "<td>rope-nano-1</td><td>gone-nano-9</td>", "image/png": "none-nano-2"})
+    said = new_output("stream", name="stdout", text="NoPE\nalibi-nano-33: already trained\nunfinished-nano-5\n")
+    later = new_output("execute_result", {"text/plain": "kerple-nano-4"})
+    for page, shown in zip(pages, ([table, said], [], [later]), strict=True):
+        source = new_code_cell("shown = 'none-nano-2'", outputs=shown)
+        nbformat.write(new_notebook(cells=[new_markdown_cell("none-nano-2"), source]), page)
+    publish.records(runs, tmp_path / "book", pages[:2])
+    assert {p.name for p in (tmp_path / "book").iterdir()} == {"rope-nano-1", "alibi-nano-33"}
+    assert {p.name for p in (tmp_path / "book/rope-nano-1").iterdir()} == set(publish.RECORD_FILES)
+    command = [sys.executable, "-m", "pe_core.site.publish", "records", str(runs), str(tmp_path / "book"), *map(str, pages)]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "book/kerple-nano-4/record.json").read_text() == "kerple-nano-4"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_experiments_gives_parameters_to_the_notebooks_named():
+    def would_run(*arguments):
+        made = subprocess.run(["make", "-n", "experiments", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return made.stdout
+
+    some = would_run("NOTEBOOKS=notebooks/nope.ipynb", "PARAMS=-p seed 7")
+    assert "note.ipynb" not in some
+    assert "for notebook in notebooks/nope.ipynb;" in some
+    assert "-p seed 7" in some
+    assert "records runs book/records book/experiments/nope.ipynb\n" in some
+    every = would_run("PARAMS=")
+    assert all(f"notebooks/{path.name}" in every and f"book/experiments/{path.name}" in every for path in NOTEBOOKS)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The README's command, in small, from another folder than the project's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    arguments = [*TINY, "-p", "runs_dir", str(folder / "runs")]
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", folder / "out.ipynb", *arguments, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "out.ipynb"
+
+
+@pytest.mark.slow
+def test_the_main_job_shows_what_the_note_shows(executed):
+    text = printed(executed)
+    assert "NoPE\nEpoch  1: train_ppl=" in text
+    assert "-> All epochs done (best epoch " in text or "-> Early stop (best epoch " in text
+    tables = "".join(outputs(executed, "text/html"))
+    for words in ("held-out perplexity", "bits per byte", "best epoch", "parameters", "tokens/s", "NoPE against RoPE 25 %"):
+        assert words in tables, words
+    for words in ("0–16", "16–32", "ratio forward / backward", "the note (NoPE)", "609.9", "6,226.1"):
+        assert words in tables, words
+    sentences = " ".join(outputs(executed, "text/markdown"))
+    assert "95 % interval" in sentences
+    assert "**not** a reversal curse" in sentences
+    assert len(outputs(executed, "image/svg+xml")) == 2
+
+
+@pytest.mark.slow
+def test_a_second_run_reads_the_first_ones_records(executed, tmp_path):
+    parameters = [*TINY, "-p", "runs_dir", str(executed.parent / "runs"), "-p", "skip_baseline", "True"]
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", *parameters)
+    assert finished.returncode == 0, finished.stderr
+    assert "NoPE: already trained" in printed(tmp_path / "out.ipynb")
+    assert "No baseline was trained" in " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
+
+
+@pytest.mark.slow
+def test_it_runs_cell_by_cell_from_its_own_folder(tmp_path):
+    """As in JupyterLab: no injected cell, the notebook's folder as working directory."""
+    from nbclient import NotebookClient
+
+    content = nbformat.read(ROOT / "notebooks/nope.ipynb", as_version=4)
+    (parameters,) = (cell for cell in content.cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in {"samples": "60", "seq_len": "32", "epochs": "1", "torch_compile": "'off'"}.items():
+        lines = [line for line in parameters.source.splitlines() if not line.startswith(f"{name} =")]
+        parameters.source = "\n".join([*lines, f"{name} = {value}"])
+    client = NotebookClient(content, resources={"metadata": {"path": str(ROOT / "notebooks")}}, kernel_name="python3")
+    client.execute(env={**os.environ, "PE_RUNS": str(tmp_path)})
+    assert len(list(tmp_path.glob("*/record.json"))) == 2
+    assert not list((ROOT / "notebooks").glob("runs"))
+
+
+def test_a_notebook_may_be_written_to_a_url(monkeypatch):
+    """As papermill's own handlers write to s3:// and others; here a file system in memory stands for them."""
+
+    class Memory:
+        def write(self, text, path):
+            with fsspec.open(path, "w") as file:
+                file.write(text)
+
+        def pretty_path(self, path):
+            return path
+
+    monkeypatch.setattr(papermill_io, "_handlers", [*papermill_io._handlers])
+    papermill_io.register("memory://", Memory())
+    parameters = {"samples": 60}
+    papermill.execute_notebook(ROOT / "notebooks/nope.ipynb", "memory://out.ipynb", parameters, prepare_only=True)
+    with fsspec.open("memory://out.ipynb", "r") as file:
+        content = nbformat.read(file, as_version=4)
+    assert any("samples = 60" in cell.source for cell in code_cells(content))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (["-p", "samples", "abc"], "ConfigError: samples='abc': should be a valid integer"),
+        (["-p", "sampels", "1000"], "ConfigError: unknown parameter 'sampels'; did you mean 'samples'?"),
+        (["-p", "samples", "100000000"], "CorpusError: samples=100000000: corpus 'aws-docs' holds only"),
+    ],
+)
+def test_bad_input_ends_papermill_with_one_line(tmp_path, parameters, said):
+    finished = run_notebook(ROOT / "notebooks/nope.ipynb", tmp_path / "out.ipynb", "-p", "runs_dir", str(tmp_path), *parameters)
+    assert finished.returncode != 0
+    lines = [line for line in finished.stderr.splitlines() if said in line]
+    assert lines, finished.stderr[-2000:]
+    assert not (tmp_path / "checkpoint.pt").exists()
+    content = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    (error,) = (o for cell in code_cells(content) for o in cell.outputs if o.output_type == "error")
+    assert len(error.traceback) == 1, "the notebook shows the one line, not the frames above it"

@@ -1,0 +1,331 @@
+"""The site's own pages: what they say about encodings is true, comes from the files and records, and is current."""
+
+import inspect
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import made
+from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from pe_core import ENCODINGS, comparison, encodings, records
+from pe_core.encodings.base import Encoding
+from pe_core.report import figures
+from pe_core.site import encoding_page, index, publish, sphinx
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
+
+
+def svg(figure):
+    """The figure as a page has it."""
+    text = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "lab"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return publish.compact(text.getvalue())
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Three models of three seeds, and one of them again with other windows."""
+    runs = [
+        made(tmp_path / f"{name}-{seed}", name, encodings.label(name, {}), seed, shift + luck * seed)
+        for name, shift, luck in (("rope", 0.0, 0.01), ("none", 0.3, 0.02), ("alibi", 0.02, 0.0))
+        for seed in (1, 2, 3)
+    ]
+    other = made(tmp_path / "longer", "rope", encodings.label("rope", {}), 1)
+    other.config["seq_len"] = 256
+    return [*runs, other]
+
+
+# Encodings: pictures
+
+
+def test_alibi_is_shown_as_its_formula_says():
+    scores = encoding_page.scores("alibi", tokens=16)
+    distance = np.subtract.outer(np.arange(16), np.arange(16))
+    for head, slope in enumerate((2**-2, 2**-4, 2**-6, 2**-8)):
+        expected = np.where(distance >= 0, -slope * distance, np.nan)
+        np.testing.assert_allclose(scores[head], expected, atol=1e-4)
+
+
+def test_rope_is_shown_as_its_formula_says():
+    K, R = 32, 8
+    frequencies = 10_000.0 ** (-2 * np.arange(R // 2) / R)
+    distance = np.arange(16)
+    kernel = 2 * (np.cos(np.outer(distance, frequencies)) - 1).sum(axis=1) / np.sqrt(K)
+    for head in encoding_page.scores("rope", tokens=16):
+        np.testing.assert_allclose(head[-1, ::-1], kernel, atol=1e-4)
+    turned = encoding_page.rotation("rope", tokens=16)
+    np.testing.assert_allclose(turned[: R // 2], np.cos(np.outer(frequencies, distance)), atol=1e-5)
+    np.testing.assert_allclose(turned[R:], 1, atol=1e-6)
+
+
+def test_nothing_is_shown_as_nothing():
+    weights = encoding_page.attention("none", tokens=16)
+    np.testing.assert_allclose(weights[:, -1], 1 / 16, atol=1e-6)
+    assert encoding_page.rotation("none") is None
+    assert "same score at every distance" in figures.describe(encoding_page.picture("none"))
+
+
+def test_every_encoding_has_pictures_in_words(encoding):
+    for figure in (encoding_page.picture(encoding), encoding_page.kernel(encoding), encoding_page.rotations(encoding)):
+        if figure is not None:
+            words = figures.describe(figure)
+            assert len(words) > 40
+            assert "nan" not in words.lower()
+            assert len(svg(figure)) < 200_000
+    assert (encoding_page.rotation(encoding) is None) == (ENCODINGS[encoding].transform_qk is Encoding.transform_qk)
+
+
+# Encodings: words
+
+
+def test_every_docstring_becomes_markdown(encoding):
+    story = encoding_page.story(encoding)
+    for option in ENCODINGS[encoding].Options.model_fields:
+        assert f"- `{option}`:" in story, f"option '{option}' is not in the docstring"
+    assert story.count("```") % 2 == 0
+    assert encoding_page.heading(encoding).startswith(f"# {ENCODINGS[encoding].title}\n")
+    assert inspect.getsource(sys.modules[ENCODINGS[encoding].__module__]).rstrip() in encoding_page.source(encoding)
+
+
+def test_facts_are_those_of_the_class(encoding):
+    facts = encoding_page.facts(encoding)[""]
+    assert facts["family"] == ENCODINGS[encoding].family
+    assert str(ENCODINGS[encoding].year) in facts["paper"]
+    assert not re.search(r"\bnan\b", " ".join(facts))
+
+
+def test_formulas_stand_alone_and_markup_is_shown_as_it_is():
+    said = encoding_page.docstring(
+        "Sums. Chi et al. 2022 (arXiv 2205.09921).\n\n"
+        "score(i, j) = a[b(i, j), h] + c_h,  c_h = 8h/H, one for\nall. More * text.\n\n"
+        "    x_m = 1\n\nOptions:\n    n: the `n` above,\n        going on.\n"
+    )
+    assert said.split("\n\n") == [
+        "Sums. Chi et al. 2022 ([arXiv 2205.09921](https://arxiv.org/abs/2205.09921)).",
+        "```text\nscore(i, j) = a[b(i, j), h] + c_h\nc_h = 8h/H\n```",
+        "one for all. More \\* text.",
+        "```text\nx_m = 1\n```",
+        "**Options**",
+        "- `n`: the `n` above, going on.",
+    ]
+
+
+def test_papers_are_cited_where_the_bibliography_has_them(encoding):
+    entries = re.findall(r"@\w+\{(\w+),", (ROOT / "book/references.bib").read_text())
+    cited = re.search(r"\{cite:t\}`(\w+)`", encoding_page.paper(encoding))
+    assert cited[1] in entries if cited else "https://arxiv.org/abs/" in encoding_page.paper(encoding)
+
+
+# Records
+
+
+def test_settings_are_kept_apart(found):
+    apart = index.settings(found)
+    assert [len(group) for group in apart] == [9, 1]
+    assert list(index.standard(found)) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
+    assert "of 256 tokens" in index.named(apart[1])
+
+
+def test_the_front_page_shows_one_model_of_each_encoding_and_the_note_the_most_text(found, tmp_path):
+    slope = made(tmp_path / "slope", "alibi", "ALiBi slope 0.25", 1)
+    longest = made(tmp_path / "long", "rope", "RoPE 25 %", 2)
+    longest.config["samples"], longest.data["windows"]["train"] = 20_000, 18_000
+    assert list(index.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
+    assert index.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
+    assert index.most_text([]) == index.standard([]) == {}
+
+
+def test_many_models_without_a_difference_are_counted(found):
+    table = comparison.frame(index.standard(found), index.baseline())
+    assert "and for ALiBi per head no difference was found" in index.best(table)
+    alike = table[table.label == "ALiBi per head"]
+    many = pd.concat([table, *[alike.assign(label=f"ALiBi {n}") for n in range(4)]], ignore_index=True)
+    assert "and for the other 5 no difference was found" in index.best(many)
+
+
+def test_findings_are_computed(found):
+    groups = index.standard(found)
+    table = comparison.frame(groups, index.baseline())
+    need, best, where = index.findings(groups, table, index.baseline()).split("\n")
+    assert need.startswith("1. Without position information (NoPE): **37.7 % higher** perplexity than RoPE 25 %")
+    assert "no difference was found" in best
+    assert "is not settled" in where
+    assert "nan" not in need + best + where
+    assert "moves RoPE 25 % between" in index.luck(groups, index.baseline())
+
+
+def test_findings_claim_nothing_without_runs(found):
+    groups = {"RoPE 25 %": found[:1]}
+    assert "not both on record" in index.need(groups, "RoPE 25 %")
+    assert "not both on record" in index.where(groups, "RoPE 25 %")
+    assert "is not known" in index.luck(groups, "RoPE 25 %")
+
+
+def test_an_encodings_results_are_all_its_runs(found):
+    table = index.results("rope", found)
+    assert list(table.seeds) == [3, 1]
+    assert list(index.results("alibi", found).model) == ["ALiBi per head"]
+    assert index.results("t5", found).empty
+    assert "No run with `t5` is on record yet" in index.verdict("t5", found)
+    assert "ALiBi per head: no difference found from RoPE 25 %" in index.verdict("alibi", found)
+
+
+def test_the_explorer_holds_every_model(found):
+    text = index.explorer(found)
+    assert "NaN" not in text
+    for record in found:
+        assert f'"label":"{record.label}"' in text
+
+
+# Pages
+
+
+def test_the_pages_are_current():
+    """The front page says what the records say now; each encoding's page, what its file says now."""
+    table, against = index.headline()
+    said = index.findings(index.standard(index.published()), table, against)
+    front = nbformat.read(ROOT / "book/index.ipynb", as_version=4)
+    assert said in [cell.source for cell in front.cells], "run `make pages` again"
+    pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
+    assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
+    for name in ENCODINGS:
+        page = nbformat.read(ROOT / "book/encodings" / f"{name}.ipynb", as_version=4)
+        assert page.cells[2].source == encoding_page.heading(name), f"{name}: run `make pages` again"
+        assert page.cells[-1].source == encoding_page.source(name), f"{name}: run `make pages` again"
+
+
+def test_pages_show_no_error_and_are_small():
+    for page in [*(ROOT / "book").glob("*.ipynb"), *(ROOT / "book/encodings").glob("*.ipynb")]:
+        content = nbformat.read(page, as_version=4)
+        nbformat.validate(content)
+        assert page.stat().st_size < 600_000, page
+        for cell in content.cells:
+            assert all(output.output_type != "error" for output in cell.get("outputs", []))
+            assert "becomes-text" not in cell.metadata.get("tags", []) or cell.cell_type == "markdown"
+
+
+@pytest.mark.slow
+def test_a_new_file_has_its_page(tmp_path):
+    """As the README says: one file and `make pages`, and nothing else is edited."""
+    for folder in ("pe_core", "notebooks/pages", "book/records", "book/experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "_toc.yml", "book/references.bib"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "book/_static").mkdir()
+    (tmp_path / "pe_core/encodings/mine.py").write_text(
+        "from pe_core.encodings.base import Encoding\n\n\nclass Mine(Encoding):\n"
+        '    """Scores fall by the square of the distance. Nobody 2026."""\n\n'
+        '    family, title, paper, year = "bias", "Mine", "unpublished", 2026\n\n'
+        "    def bias(self, q, k, query_BT, key_BS, token_state):\n"
+        "        return -0.01 * (query_BT[:, None, :, None] - key_BS[:, None, None, :]).float() ** 2\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "pe_core.site.pages", "mine"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    page = nbformat.read(tmp_path / "book/encodings/mine.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in page.cells)
+    assert "# Mine\n\nPaper: unpublished." in text
+    assert "No run with `mine` is on record yet" in text
+    assert "class Mine(Encoding):" in text
+    assert "[Mine](mine)" in (tmp_path / "book/encodings/index.ipynb").read_text()
+
+
+# From notebook to page
+
+
+def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
+    data = {"image/svg+xml": "<svg/>"}
+    drawn = new_output("display_data", data, metadata={"image/svg+xml": {"alt": "RoPE from 5 to 3."}})
+    cells = [
+        new_code_cell("a", outputs=[drawn], metadata={"mystnb": {"image": {"alt": "Perplexity."}}}),
+        new_code_cell(
+            "b", outputs=[new_output("display_data", {"text/markdown": "# Title"})], metadata={"tags": ["becomes-text"]}
+        ),
+    ]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "page.ipynb")
+    for _ in range(2):  # cleaning twice changes nothing
+        publish.clean(tmp_path / "page.ipynb")
+        figure, text = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+        assert figure.metadata.mystnb.image.alt == "Perplexity. RoPE from 5 to 3."
+        assert (text.cell_type, text.source) == ("markdown", "# Title")
+
+
+def test_a_figure_is_described_by_its_own_data(found):
+    curves = comparison.curves(index.standard(found))
+    styles = index.styles(index.standard(found))
+    words = figures.describe(figures.position_curves(curves, styles))
+    assert words.startswith("Perplexity by position by tokens the model has seen: RoPE 25 % from ")
+    assert "NoPE from " in words
+    assert figures.describe(Figure()) == ""
+    forest = figures.describe(figures.forest(comparison.frame(index.standard(found), "RoPE 25 %"), "RoPE 25 %"))
+    assert "NoPE +37.7 % (" in forest
+    assert ", no difference found)" in forest
+
+
+def test_the_same_figure_is_the_same_bytes(found):
+    styles, history = index.styles(index.standard(found)), records.history(found[:9])
+    first, second = (svg(figures.learning_curves(history, styles)) for _ in range(2))
+    assert first == second
+    assert first.startswith("<svg")
+    assert first.rstrip().endswith("</svg>")
+
+
+def test_many_members_of_a_family_stay_apart():
+    import pandas as pd
+
+    frame = pd.DataFrame({"label": [f"R{n}" for n in range(12)], "family": "rotary"})
+    styles = figures.styles(frame)
+    assert len({(look["color"], look["linestyle"]) for look in styles.values()}) == 12
+
+
+# The Sphinx extension
+
+
+def test_formulas_are_mathml():
+    assert sphinx.mathml(r"\sqrt{K}") == "<math><msqrt><mi>K</mi></msqrt></math>"
+    assert 'display="block"' in sphinx.mathml(r"\begin{aligned} a &= b \\ c &= d \end{aligned}", block=True)
+
+
+def test_docstrings_keep_their_signs():
+    lines = [
+        "y = a * |b_| for `n` tokens,",
+        "",
+        "    x_m = 1",
+        "",
+        "where",
+        "",
+        "Args:",
+        "    n: a `name`, 2 * 3.",
+        "        More.",
+    ]
+    assert sphinx.literal(lines) == [
+        "y = a \\* \\|b\\_\\| for ``n`` tokens,", "", "::", "", "    x_m = 1", "", "where", "", "Args:",
+        "    n: a ``name``, 2 \\* 3.", "        More.",
+    ]  # fmt: skip
+
+
+def test_every_module_is_in_the_reference():
+    modules = sphinx.modules()
+    assert {"attention", "encodings.base", "metrics", "site.sphinx", "studies.reversal.measure", "trainer"} <= set(modules)
+    assert not {"encodings.rope", "launch._server", "__main__"} & set(modules)
+    source = ["before\n% every module\nafter"]
+    sphinx._library(None, "api", source)
+    assert all(f".. automodule:: pe_core.{name}\n" in source[0] for name in modules)
