@@ -47,7 +47,8 @@ class Experiment(Strict):
         encoding: name of a file in `pe_core/encodings`.
         options: that encoding's own settings, by name.
         corpus: `prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of
-            text/JSONL/parquet files, or a hub data set; or `task:copy` and other tasks (see `tasks`), generated, whose windows each hold one question with its answer.
+            text/JSONL/parquet files, or a hub data set; or `task:copy` and other tasks (see `tasks`), generated, whose windows
+            each hold one question with its answer.
         samples: number of training windows.
         seq_len: context length in tokens; each window predicts `seq_len` tokens.
         draw_len: length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a

@@ -251,9 +251,9 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
         sides = _take(corpus, needed, tokenizer, longest)
     tokenizer = tokenizer or train_tokenizer(sides[0], vocab)
     tokens, ends = {}, {}
-    for side, documents in zip(SIDES, sides, strict=True):
-        cut = None if side == "train" else longest or max(_LONGEST_HELD_OUT, _ENOUGH_HELD_OUT // len(documents))
-        tokens[side], ends[side] = _encode(documents, tokenizer, f"Tokenising {corpus.name}, {side}", cut)
+    for name, documents in zip(SIDES, sides, strict=True):
+        cut = None if name == "train" else longest or max(_LONGEST_HELD_OUT, _ENOUGH_HELD_OUT // len(documents))
+        tokens[name], ends[name] = _encode(documents, tokenizer, f"Tokenising {corpus.name}, {name}", cut)
     about = {
         "corpus": corpus.name,
         "corpus_about": corpus.about,

@@ -350,4 +350,6 @@ def prepare(experiment: Experiment) -> Data:
         "sizes": [sizes[0], sizes[-1]],
     }
     fingerprint = windows_fingerprint(*windows, documents, tokenizer=tokenizer())
-    return Data(*windows, documents, np.zeros(experiment.vocabulary, np.int32), tokenizer(), fingerprint, about)
+    train, validation, test = windows
+    sizes_of_tokens = np.zeros(experiment.vocabulary, np.int32)
+    return Data(train, validation, test, documents, sizes_of_tokens, tokenizer(), fingerprint, about)

@@ -34,8 +34,8 @@ def settings(record: Record) -> Styler:
     config, data = record.config, record.data
     rows = {
         "corpus": f"{config['corpus']} ({data['corpus_about']}; {data['licence']})",
-        "windows of {seq_len} tokens".format(**config): "{train:,} training, {heldout:,} held-out".format(**data["windows"]),
-        "documents": "{train:,} training, {heldout:,} held-out".format(**data["documents"]),
+        "windows of {seq_len} tokens".format(**config): sides(data["windows"]),
+        "documents": sides(data["documents"]),
         "tokenizer": data["tokenizer"],
         **(
             {"facts": "{name}, {windows:,} of the training windows, {sentences:,} sentences an epoch".format(**data["facts"])}
@@ -58,6 +58,12 @@ def settings(record: Record) -> Styler:
         "run": record.run,
     }
     return prose(pd.DataFrame({"": rows}))
+
+
+def sides(counts: dict[str, int]) -> str:
+    """Numbers of windows or documents on each side of the split."""
+    names = {"train": "training", "heldout": "held-out"}  # records of the first protocol have one held-out side
+    return ", ".join(f"{count:,} {names.get(side, side)}" for side, count in counts.items())
 
 
 def summary(trained: list[Record]) -> Styler:

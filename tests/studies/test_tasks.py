@@ -167,10 +167,12 @@ def test_a_count_says_nothing_of_the_length():
 
 def test_nothing_trained_on_is_held_out(task):
     sizes = range(task.shortest, task.shortest + 6)
-    train, heldout = (
+    train, validation, test = (
         {one.symbols for one in tasks.some(task, side, sizes, count)} for side, count in ((0, 800), (1, 100), (2, 100))
     )
-    assert not train & heldout
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
     asked = {one.symbols for one in tasks.some(task, 2, sizes[-1:], 50)}
     assert {task.tokens(sizes[-1])} == {len(symbols) for symbols in asked}
     assert not train & asked, "nor what is asked at one length"
