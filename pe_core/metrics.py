@@ -122,9 +122,17 @@ def position_curve(heldout: HeldOut, points: int = 24) -> pd.DataFrame:
 
     Positions are grouped, evenly in their logarithm, into at most `points` ranges [start, end).
     """
-    T = heldout.tokens.shape[1]
-    edges = np.unique(np.geomspace(1, T + 1, min(points, T) + 1).round().astype(int)) - 1
-    return pd.DataFrame(_ranges(heldout, list(pairwise(edges.tolist()))))
+    return pd.DataFrame(_ranges(heldout, list(pairwise(_curve_edges(heldout.tokens.shape[1], points)))))
+
+
+def _curve_edges(T: int, points: int = 24) -> list[int]:
+    edges: list[int] = (np.unique(np.geomspace(1, T + 1, min(points, T) + 1).round().astype(int)) - 1).tolist()
+    return edges
+
+
+def published_edges(T: int) -> NDArray[np.int64]:
+    """Ends of the ranges of positions that published losses are added up by: those of `bins` and of `position_curve`."""
+    return np.unique([*_curve_edges(T), *(edge for ends in bins(T) for edge in ends)]).astype(np.int64)
 
 
 def _ranges(heldout: HeldOut, ends: list[tuple[int, int]]) -> list[dict[str, Any]]:

