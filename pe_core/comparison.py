@@ -143,7 +143,7 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
     return table
 
 
-def verdicts(found: Groups, rows: slice | None = None) -> pd.DataFrame:
+def verdicts(found: Groups, rows: slice | None = None, since: Groups | None = None) -> pd.DataFrame:
     """Every pair of models, judged together: what any page says of two of them, it reads here.
 
     Seed variance is pooled over the models and documents are resampled (`stats.contrasts`); p-values are corrected for all
@@ -151,6 +151,7 @@ def verdicts(found: Groups, rows: slice | None = None) -> pd.DataFrame:
 
     Args:
         rows: of the runs' held-out losses, those of the documents to judge by: one source of a mixture, say (`sources`).
+        since: the same models after less training. What is judged then is by how much each difference has changed since.
 
     Returns:
         columns a, b, percent (by how much a's perplexity is higher than b's), low, high, p, p_holm, detectable (the smallest
@@ -160,7 +161,7 @@ def verdicts(found: Groups, rows: slice | None = None) -> pd.DataFrame:
     Raises:
         RecordError: fewer than two models, no common seed, or different held-out text.
     """
-    labels, losses_MSD, tokens_D = _stack(found, rows)
+    labels, losses_MSD, tokens_D = _stack(found, rows) if since is None else _changes(found, since, rows)
     M = len(labels)
     told = stats.contrasts(losses_MSD, tokens_D)
     above = np.triu_indices(M, 1)
@@ -183,6 +184,14 @@ def verdicts(found: Groups, rows: slice | None = None) -> pd.DataFrame:
 NO_DIFFERENCE = "no difference found"
 
 
+def best(found: Groups, judged: pd.DataFrame) -> list[str]:
+    """The model with the lowest loss, and after it all those of which `verdicts` found no difference from it, best first."""
+    losses = {label: float(np.mean([record.metrics["loss"] for record in group])) for label, group in found.items()}
+    first = min(losses, key=lambda label: losses[label])
+    alike = judged[(judged.b == first) & (judged.verdict == NO_DIFFERENCE)].a
+    return [first, *sorted(alike, key=lambda label: losses[label])]
+
+
 def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
     """Labels, summed losses by model, common seed and document, and tokens by document."""
     if len(found) < 2:
@@ -196,6 +205,22 @@ def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.F
     rows = rows or slice(None)
     losses = np.array([[record.heldout.losses.sum(axis=1)[rows] for record in group] for group in chosen])
     return list(found), losses, chosen[0][0].heldout.tokens.sum(axis=1)[rows]
+
+
+def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
+    """`_stack` of what the losses of the common models and seeds have risen by since."""
+    seeds = {record.config["seed"] for groups in (found, since) for group in groups.values() for record in group}
+    for group in [group for label in found if label in since for group in (found[label], since[label])]:
+        seeds &= {record.config["seed"] for record in group}
+    now, then = (
+        {label: [record for record in groups[label] if record.config["seed"] in seeds] for label in found if label in since}
+        for groups in (found, since)
+    )
+    labels, losses_MSD, tokens_D = _stack(now, rows)
+    _, before_MSD, before_D = _stack(then, rows)
+    if not np.array_equal(tokens_D, before_D):
+        raise RecordError(f"{', '.join(labels)}: measured on different text than before")
+    return labels, losses_MSD - before_MSD, tokens_D
 
 
 def sources(record: Record) -> dict[str, slice]:

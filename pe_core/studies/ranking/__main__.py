@@ -1,0 +1,24 @@
+"""`python -m pe_core.studies.ranking [FOLDER]`: derive the study's sentences again from its published records."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pe_core import encodings, paths, records
+from pe_core.studies.ranking import measure, report
+
+FOLDER = paths.ROOT / "book" / "records"
+
+
+def derived(folder: Path = FOLDER) -> str:
+    """Who leads, who differs from RoPE on all dimensions, and what changed with training, from the records alone."""
+    trained = [record for record in records.load_all(folder) if record.folder.name == "ranking"]
+    chosen = measure.rates(measure.searched(trained))
+    budgets = measure.by_budget(trained, chosen)
+    baseline = encodings.label("rope", {"rotary_pct": 1.0})
+    return report.answer(measure.leaders(budgets), measure.differences(budgets, baseline), baseline)
+
+
+if __name__ == "__main__":
+    print(derived(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER).replace("**", ""))

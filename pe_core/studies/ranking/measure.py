@@ -1,0 +1,199 @@
+"""The same models after several amounts of fresh text: who leads, who is overtaken, and on which kind of text.
+
+Each run reads its text once, under a learning rate that rises and then falls to zero: a model after few tokens is a finished
+small training, not a large one cut short. Rates are chosen on validation text, for each model its own; every number reported is
+of test documents, the same ones at every budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pe_core import comparison, metrics, recipes
+from pe_core.comparison import Groups
+from pe_core.config import Experiment
+from pe_core.records import Record
+from pe_core.stats import Estimate
+
+Budgets = dict[int, Groups]  # training windows → models by label, fewest windows first
+
+
+def grid(models: Iterable[str], rates: Sequence[float], **common: Any) -> list[Experiment]:
+    """One run for each model (by its short name, see `recipes.model`) and each learning rate."""
+    return [Experiment(**recipes.model(name), **common, lr=rate) for name in models for rate in rates]
+
+
+def rates(searched: Sequence[Record]) -> pd.DataFrame:
+    """What a grid found: one row a model, its validation loss at each rate, and the rate with the lowest.
+
+    Returns:
+        columns label, family, one for each rate, lr, and at_end (whether the best rate is the grid's lowest or highest, so
+        that a wider grid might find a better one).
+    """
+    tried = sorted({record.config["lr"] for record in searched})
+    rows: dict[str, dict[Any, Any]] = {}
+    for record in searched:
+        row = rows.setdefault(record.label, {"label": record.label, "family": record.family})
+        row[record.config["lr"]] = min(epoch["val_loss"] for epoch in record.history)
+    for row in rows.values():
+        row["lr"] = min((rate for rate in tried if rate in row), key=lambda rate: row[rate])
+        row["at_end"] = row["lr"] in (tried[0], tried[-1])
+    return pd.DataFrame(list(rows.values()))
+
+
+def at_chosen_rates(
+    models: Iterable[str], chosen: pd.DataFrame, budgets: Iterable[int], seeds: Sequence[int], **common: Any
+) -> list[Experiment]:
+    """The study's runs: each model at each budget with each seed, at the rate that `rates` chose for it."""
+    of = dict(zip(chosen.label, chosen.lr, strict=True))
+    plain = [Experiment(**recipes.model(name), **common) for name in models]
+    return [
+        experiment.model_copy(update={"samples": samples, "seed": seed, "lr": of[experiment.resolved().label]})
+        for samples in budgets
+        for seed in seeds
+        for experiment in plain
+    ]
+
+
+def searched(trained: Iterable[Record]) -> list[Record]:
+    """The grid among published runs: those of the number of windows and seed that most learning rates were tried at."""
+    at: dict[tuple[int, int], list[Record]] = {}
+    for record in trained:
+        at.setdefault((record.config["samples"], record.config["seed"]), []).append(record)
+    return max(at.values(), key=lambda runs: len({(record.label, record.config["lr"]) for record in runs}))
+
+
+def by_budget(trained: Iterable[Record], chosen: pd.DataFrame) -> Budgets:
+    """Runs at the rates that `rates` chose, by number of training windows and model. Budgets of a single model are left out."""
+    of = dict(zip(chosen.label, chosen.lr, strict=True))
+    kept = [record for record in trained if record.config["lr"] == of.get(record.label)]
+    apart = {
+        samples: comparison.groups([record for record in kept if record.config["samples"] == samples])
+        for samples in sorted({record.config["samples"] for record in kept})
+    }
+    return {samples: groups for samples, groups in apart.items() if len(groups) > 1}
+
+
+def tokens(groups: Groups) -> int:
+    """Training tokens of each run of a budget."""
+    record = next(iter(groups.values()))[0]
+    return int(record.data["windows"]["train"]) * int(record.config["seq_len"])
+
+
+def differences(budgets: Budgets, baseline: str) -> pd.DataFrame:
+    """Each model against the baseline at each budget, and how much that has changed since the smallest one.
+
+    Returns:
+        the columns of `comparison.verdicts` but b, with label and family for a, samples, tokens, seeds, perplexity,
+        and change, change_low, change_high, change_verdict since the smallest budget (NaN and "" there); every pair of models
+        of a budget is corrected for, not the shown ones alone.
+    """
+    smallest = next(iter(budgets.values()))
+    parts = []
+    for samples, groups in budgets.items():
+        judged = comparison.verdicts(groups)
+        rows = judged[judged.b == baseline].rename(columns={"a": "label"}).drop(columns="b")
+        if groups is not smallest:
+            moved = comparison.verdicts(groups, since=smallest)
+            moved = moved[moved.b == baseline].set_index("a")[["percent", "low", "high", "verdict"]]
+            moved.columns = ["change", "change_low", "change_high", "change_verdict"]
+            rows = rows.join(moved, on="label")
+        of = {label: group[0].family for label, group in groups.items()}
+        losses = {label: np.mean([record.metrics["loss"] for record in group]) for label, group in groups.items()}
+        seeds = {label: len(group) for label, group in groups.items()}
+        parts.append(
+            rows.assign(
+                samples=samples,
+                tokens=tokens(groups),
+                family=rows.label.map(of),
+                seeds=rows.label.map(seeds),
+                perplexity=np.exp(rows.label.map(losses)),
+            )
+        )
+    table = pd.concat(parts, ignore_index=True)
+    return table.reindex(columns=[*table.columns.drop("change_verdict", errors="ignore"), "change_verdict"]).fillna(
+        {"change_verdict": ""}
+    )
+
+
+def leaders(budgets: Budgets) -> pd.DataFrame:
+    """At each budget the model with the lowest loss, and which others could not be told from it.
+
+    Returns:
+        columns samples, tokens, models, parameters, seeds, documents, best, tied (list of labels, best first), detectable (the
+        median over pairs of the smallest difference in percent that four of five such comparisons would find).
+    """
+    rows = []
+    for samples, groups in budgets.items():
+        judged = comparison.verdicts(groups)
+        first, *tied = comparison.best(groups, judged)
+        record = groups[first][0]
+        rows.append(
+            {
+                "samples": samples,
+                "tokens": tokens(groups),
+                "models": len(groups),
+                "parameters": record.parameters,
+                "seeds": min(len(group) for group in groups.values()),
+                "documents": record.metrics["documents"],
+                "best": first,
+                "tied": tied,
+                "detectable": float(judged.detectable.median()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def by_source(groups: Groups, baseline: str) -> pd.DataFrame:
+    """Each model against the baseline on each source of the corpus apart: the columns of `comparison.verdicts` but b, with
+    label for a, and source. Each source's pairs are corrected for together."""
+    record = next(iter(groups.values()))[0]
+    parts = []
+    for name, rows in comparison.sources(record).items():
+        judged = comparison.verdicts(groups, rows)
+        parts.append(judged[judged.b == baseline].rename(columns={"a": "label"}).drop(columns="b").assign(source=name))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def correlations(budgets: Budgets) -> pd.DataFrame:
+    """Spearman's correlation of each budget's ranking with the largest one's, and of each source's with the whole corpus's
+    at the largest budget: columns what, models, value, low, high (see `comparison.rank_correlation`)."""
+    *earlier, (_, last) = budgets.items()
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, models: int, estimate: Estimate) -> None:
+        rows.append({"what": what, "models": models, **estimate._asdict()})
+
+    for _, groups in earlier:
+        shared = sum(label in last for label in groups)
+        add(
+            f"{tokens(groups) / 1e6:.1f} M against {tokens(last) / 1e6:.1f} M tokens",
+            shared,
+            comparison.rank_correlation(groups, last),
+        )
+    several = list(comparison.sources(next(iter(last.values()))[0]).items())
+    for n, (name, rows_a) in enumerate(several):
+        for other, rows_b in several[n + 1 :]:
+            add(f"{name} against {other}", len(last), comparison.rank_correlation(last, last, rows_a, rows_b))
+    return pd.DataFrame(rows)
+
+
+def context_use(budgets: Budgets, label: str) -> pd.DataFrame:
+    """How far back a model reads, at each budget: its loss by position, as the difference to its loss at the first positions.
+
+    Returns:
+        columns tokens, start, end, loss (nats above the whole budget's mean loss).
+    """
+    parts = []
+    for groups in budgets.values():
+        if label in groups:
+            heldout = comparison.pooled(groups[label])
+            curve = metrics.position_curve(heldout)
+            parts.append(
+                curve.assign(tokens=tokens(groups), loss=curve.loss - heldout.loss)[["tokens", "start", "end", "loss"]]
+            )
+    return pd.concat(parts, ignore_index=True)

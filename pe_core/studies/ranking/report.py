@@ -1,0 +1,226 @@
+"""The ranking study in sentences, tables and figures. What counts as found is `comparison.verdicts`' to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+from pandas.io.formats.style import Styler
+
+from pe_core.comparison import NO_DIFFERENCE
+from pe_core.report import claims, figures, tables
+
+
+def answer(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
+    """Who leads after most training, who differs from the baseline there, and what changed on the way."""
+    last = led.iloc[-1]
+    rows = table[table.samples == last.samples]
+    said = [f"**{_leader(last)}**", _sides(rows, baseline), moves(table, baseline), reach(led)]
+    return "\n\n".join(filter(None, said))
+
+
+def headline(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
+    """The study in two sentences with their scale: for a README or a front page."""
+    last = led.iloc[-1]
+    return f"**{_leader(last)}** {moves(table, baseline)}".strip()
+
+
+def _leader(row: Any) -> str:
+    size = f"{row.models} models of {_tokens(row.parameters)} parameters, {row.seeds} seeds"
+    scale = f"After {_tokens(row.tokens)} training tokens ({size})"
+    if not row.tied:
+        return f"{scale}, {row.best} has the lowest test perplexity: each of the others is found higher."
+    alike = claims.joined(list(row.tied)) if len(row.tied) <= claims.FEW else f"{len(row.tied)} others"
+    return f"{scale}, {row.best} has the lowest test perplexity, and no difference is found between it and {alike}."
+
+
+def _sides(rows: pd.DataFrame, baseline: str) -> str:
+    """Against the baseline: who is lower, who is higher, of whom nothing can be said."""
+    lower, higher, alike = (
+        rows[rows.verdict == verdict].sort_values("percent") for verdict in ("lower", "higher", NO_DIFFERENCE)
+    )
+    said = []
+    if len(lower):
+        said.append(f"Lower perplexity than {baseline}: {_list(lower)}.")
+    if len(higher):
+        said.append(f"Higher: {_list(higher)}.")
+    if len(alike):
+        said.append(f"No difference found: {_list(alike)}.")
+    return " ".join(said)
+
+
+def _list(rows: pd.DataFrame) -> str:
+    return "; ".join(f"{row.label} {claims.as_percent(row)}" for row in rows.itertuples())
+
+
+def moves(table: pd.DataFrame, baseline: str) -> str:
+    """Whose difference from the baseline has changed since the smallest budget, as far as a corrected test finds it."""
+    first, last = table.tokens.min(), table.tokens.max()
+    rows = table[(table.tokens == last) & table.change_verdict.isin(["lower", "higher"])]
+    if table.change_verdict.eq("").all() or not (table[table.tokens == last].change_verdict != "").any():
+        return ""
+    if rows.empty:
+        return f"Between {_tokens(first)} and {_tokens(last)} tokens no change of any difference from {baseline} is found."
+    before = table[table.tokens == first].set_index("label").percent
+    parts = [
+        f"{row.label}'s goes from {claims.as_number(before[row.label], 1, '+')} % to {claims.as_number(row.percent, 1, '+')} %"
+        for row in rows.sort_values("change", key=abs, ascending=False).head(4).itertuples()
+        if row.label in before
+    ]
+    return (
+        f"The ranking is not that of short training: from {_tokens(first)} to {_tokens(last)} tokens, of the differences from "
+        f"{baseline}, {claims.joined(parts)}."
+    )
+
+
+def reach(led: pd.DataFrame) -> str:
+    """The smallest difference each budget's comparison could find."""
+    at = ", ".join(f"{row.detectable:.1f} % at {_tokens(row.tokens)} tokens" for row in led.itertuples())
+    return (
+        "A difference counts as found where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
+        "variance is pooled over models; brackets are intervals that hold for all pairs together (Bonferroni). The smallest "
+        f"difference that four of five such comparisons would find, as a median over pairs, is {at}."
+    )
+
+
+def sources(table: pd.DataFrame, baseline: str) -> str:
+    """What differs between kinds of text (`measure.by_source`): the models whose verdict is not the same on all."""
+    parts = []
+    for label, rows in table.groupby("label", sort=False):
+        kinds = {row.source: row.verdict for row in rows.itertuples()}
+        if "lower" in kinds.values() and "higher" in kinds.values():
+            each = [f"{claims.as_percent(row)} on {row.source}" for row in rows.itertuples()]
+            parts.append(f"{label} ({'; '.join(each)})")
+    if not parts:
+        return f"No model is found better than {baseline} on one kind of text and worse on another."
+    return f"**Better than {baseline} on one kind of text, worse on another**: {'; '.join(parts)}."
+
+
+def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Figure:
+    """Difference to the baseline by training tokens, one line a model, ends labelled; hollow where no difference is found."""
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 5.2))
+    last = table[table.tokens == table.groupby("label").tokens.transform("max")].set_index("label")
+    order = last.sort_values("percent").index[:shown]
+    for label in order:
+        rows = table[table.label == label].sort_values("tokens")
+        colour = figures.family_colour(rows.family.iloc[0])
+        ax.plot(rows.tokens, rows.percent, color=colour, lw=1.6, label=label)
+        for row in rows.itertuples():
+            fill = "white" if row.verdict == NO_DIFFERENCE else colour
+            ax.plot(row.tokens, row.percent, "o", ms=6, color=colour, mfc=fill)
+    ax.axhline(0, color="0.35", lw=1)
+    ax.set_xscale("log")
+    ticks = sorted(table.tokens.unique())
+    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
+    ax.set(xlabel="training tokens, each read once", ylabel="")
+    ax.set_title(f"Test perplexity against {baseline}\nhollow: no difference found", fontsize=11)
+    ends = [(last.percent[label], label, figures.readable(figures.family_colour(last.family[label]))) for label in order]
+    _label_ends(ax, [*ends, (0.0, baseline, "#333333")], float(table.tokens.max()))
+    said = [
+        f"{label} {', '.join(f'{p:+.1f} %' for p in table[table.label == label].sort_values('tokens').percent)}"
+        for label in order
+    ]
+    return figures.set_alt_text(
+        figure, f"Test perplexity against {baseline} at {_ticks(ticks)} training tokens: {'; '.join(said)}."
+    )
+
+
+def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
+    """Names in the right margin, each at its line's end or as near as the others leave room."""
+    figure = ax.figure
+    figure.canvas.draw()
+    step = 11 * figure.dpi / 72
+    heights: list[float] = []
+    for value, label, colour in sorted(ends):
+        y = float(ax.transData.transform((x, value))[1])
+        heights.append(max(y, heights[-1] + step if heights else y))
+        ax.annotate(label, (x, value), xytext=(8, (heights[-1] - y) * 72 / figure.dpi), textcoords="offset points", va="center",
+                    fontsize=8.5, color=colour, annotation_clip=False)  # fmt: skip
+
+
+def source_map(table: pd.DataFrame, baseline: str) -> Figure:
+    """One row a model, one column a kind of text: difference to the baseline, bold where found."""
+    order = table.groupby("label").percent.mean().sort_values().index
+    kinds = list(dict.fromkeys(table.source))
+    grid = table.pivot(index="label", columns="source", values="percent").loc[order, kinds]
+    found = table.pivot(index="label", columns="source", values="verdict").loc[order, kinds] != NO_DIFFERENCE
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.9 + 0.3 * len(grid)))
+    limit = float(np.nanpercentile(np.abs(grid.to_numpy()), 90)) or 1.0
+    ax.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", alpha=0.75)
+    for y, label in enumerate(grid.index):
+        for x, kind in enumerate(kinds):
+            text = claims.as_number(grid.loc[label, kind], 1, "+")
+            ax.text(x, y, text, ha="center", va="center", fontsize=9, fontweight="bold" if found.loc[label, kind] else "normal")
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.set_yticks(range(len(grid)), grid.index)
+    ax.grid(visible=False)
+    ax.set_title(f"% against {baseline}, by kind of text\nbold: found", fontsize=11)
+    said = [f"{label}: {', '.join(f'{kind} {grid.loc[label, kind]:+.1f}' for kind in kinds)}" for label in grid.index]
+    return figures.set_alt_text(figure, f"Test perplexity in percent against {baseline} by kind of text. {'; '.join(said)}.")
+
+
+def context_use(curves: pd.DataFrame, label: str) -> Figure:
+    """Loss by position less the mean loss, one line for each amount of training."""
+    figure, ax = plt.subplots()
+    shades = plt.get_cmap("viridis")(np.linspace(0.15, 0.85, curves.tokens.nunique()))
+    for colour, (count, rows) in zip(shades, curves.groupby("tokens"), strict=True):
+        ax.plot((rows.start + rows.end + 1) / 2, rows.loss, color=colour, label=f"{_tokens(count)} tokens")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.axhline(0, color="0.35", lw=1)
+    ax.set(xlabel="tokens the model has seen", ylabel="", title=f"{label}: loss less its mean, nats")
+    ax.legend(fontsize=9)
+    return figure
+
+
+def table(rows: pd.DataFrame, baseline: str) -> Styler:
+    """One row a model, one column a budget: the difference to the baseline with its interval; best last budget first."""
+    cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()])
+    wide = cells.pivot(index="label", columns="tokens", values="cell")
+    last = rows[rows.tokens == rows.groupby("label").tokens.transform("max")].sort_values(
+        ["tokens", "percent"], ascending=[False, True]
+    )
+    wide = wide.loc[last.label].fillna("–")
+    wide.columns = [f"{_tokens(column)} tokens" for column in wide.columns]
+    wide.index.name = None
+    wide.columns.name = f"% against {baseline}"
+    return tables.styled(wide)
+
+
+def _cell(row: Any) -> str:
+    mark = {"lower": " ▼", "higher": " ▲"}.get(row.verdict, "")
+    return f"{row.percent:+.1f} [{row.low:+.1f}, {row.high:+.1f}]{mark}".replace("-", "−")
+
+
+def rates(chosen: pd.DataFrame) -> Styler:
+    """Validation loss of every model at every learning rate of the grid; the rate chosen."""
+    tried = [column for column in chosen.columns if isinstance(column, float)]
+    shown = pd.DataFrame({"model": chosen.label, **{f"{rate:g}": chosen[rate].map("{:.3f}".format) for rate in tried}})
+    shown["chosen"] = [f"{row.lr:g}{' (at the end of the grid)' if row.at_end else ''}" for row in chosen.itertuples()]
+    return tables.styled(shown).hide()
+
+
+def correlations(rows: pd.DataFrame) -> Styler:
+    """`measure.correlations`, an interval a row."""
+    shown = pd.DataFrame(
+        {
+            "rankings": rows["what"],
+            "models": rows.models,
+            "Spearman's correlation": [tables.interval([r.value, r.low, r.high], 2) for r in rows.itertuples()],
+        }
+    )
+    return tables.styled(shown).hide()
+
+
+def _tokens(count: float) -> str:
+    return f"{count / 1e6:.1f} M"
+
+
+def _ticks(values: list[float]) -> str:
+    return claims.joined([_tokens(value) for value in values])

@@ -1,0 +1,141 @@
+"""The ranking study, from made-up records whose effects are known."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pe_core import comparison, records
+from pe_core.errors import RecordError
+from pe_core.metrics import HeldOut, summarise
+from pe_core.records import Record
+from pe_core.studies.ranking import __main__ as rederive
+from pe_core.studies.ranking import measure, report
+
+DOCUMENTS, T = 30, 16
+MODELS = {  # loss above RoPE's, in nats, after little and after much text
+    "RoPE 100 %": ("rope", {"rotary_pct": 1.0}, 0.0, 0.0),
+    "NoPE": ("none", {}, 0.10, 0.20),
+    "ALiBi": ("alibi", {}, -0.05, 0.05),
+    "FoX": ("fox", {}, -0.08, -0.08),
+    "CABLE": ("cable", {}, -0.08, -0.08),
+}
+
+
+def make(folder, label, samples, seed, lr=0.002, worse=0.0):
+    encoding, options, early, late = MODELS[label]
+    shape = DOCUMENTS, T
+    of_documents = np.random.default_rng(7).gamma(9, 0.5, (DOCUMENTS, 1))  # the same documents for all
+    own = np.random.default_rng([seed, samples, *label.encode()]).normal(0, 0.005, (DOCUMENTS, 1))
+    shift = (early if samples < 1_000 else late) + np.random.default_rng([seed, samples]).normal(0, 0.02) + worse
+    tokens = np.full(shape, 20)
+    heldout = HeldOut(tokens * (of_documents + own + shift), tokens, tokens * 4)
+    record = Record(
+        run=f"{encoding}-{samples}-{seed}-{lr}",
+        label=label,
+        config={"encoding": encoding, "options": options, "seed": seed, "samples": samples, "seq_len": T, "lr": lr},
+        data={"fingerprint": f"f{samples}", "windows": {"train": samples}, "sources": {"prose": 10, "docs": 10, "code": 10}},
+        parameters=1_800_000,
+        best_epoch=1,
+        history=[{"epoch": 1, "train_loss": 4.0, "val_loss": heldout.loss, "improved": True}],
+        metrics=summarise(heldout),
+        versions={},
+        runtime={"train_seconds": 1.0, "tokens_per_second": 2.0, "peak_memory_mb": 3.0},
+        created="2026-01-01T00:00:00+00:00",
+    )
+    home = folder / record.run
+    home.mkdir(parents=True)
+    heldout.save(home / records.LOSSES)
+    record.save(home)
+    return records.load(home)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [make(folder, label, samples, seed) for samples in (100, 1_600) for seed in (42, 43, 44) for label in MODELS]
+    return [*runs, *(make(folder, label, 100, 42, lr, worse=0.3) for label in MODELS for lr in (0.001, 0.004))]
+
+
+@pytest.fixture(scope="module")
+def budgets(trained):
+    return measure.by_budget(trained, measure.rates(measure.searched(trained)))
+
+
+def test_each_model_takes_the_rate_with_its_lowest_validation_loss(trained):
+    chosen = measure.rates(measure.searched(trained))
+    assert set(chosen.lr) == {0.002}
+    assert not chosen.at_end.any()
+    assert list(chosen.label) == list(MODELS)
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_marked(trained):
+    two = [record for record in measure.searched(trained) if record.config["lr"] != 0.001]
+    assert measure.rates(two).at_end.all()
+
+
+def test_runs_at_other_rates_are_left_out(budgets):
+    assert {samples: {len(group) for group in groups.values()} for samples, groups in budgets.items()} == {100: {3}, 1_600: {3}}
+
+
+def test_differences_have_the_size_that_was_put_in_and_the_verdict_that_follows(budgets):
+    table = measure.differences(budgets, "RoPE 100 %").set_index(["samples", "label"])
+    assert table.percent[1_600, "NoPE"] == pytest.approx(100 * np.expm1(0.20), abs=0.5)
+    assert table.verdict[100, "ALiBi"] == "lower"
+    assert table.verdict[1_600, "ALiBi"] == "higher"
+    assert table.change_verdict[1_600, "ALiBi"] == "higher"
+    assert table.change_verdict[1_600, "FoX"] == comparison.NO_DIFFERENCE
+    assert table.tokens[1_600, "FoX"] == 1_600 * T
+
+
+def test_two_names_of_one_model_tie(budgets):
+    led = measure.leaders(budgets)
+    assert {led.best[0], *led.tied[0]} == {"FoX", "CABLE"}
+    assert "no difference is found between it and" in report.headline(
+        led, measure.differences(budgets, "RoPE 100 %"), "RoPE 100 %"
+    )
+
+
+def test_a_changed_ranking_is_said(budgets):
+    said = report.moves(measure.differences(budgets, "RoPE 100 %"), "RoPE 100 %")
+    assert re.search(r"ALiBi's goes from −[45]\.\d % to \+[45]\.\d %", said)
+    assert "FoX" not in said
+
+
+def test_every_source_is_judged_apart(budgets):
+    table = measure.by_source(budgets[1_600], "RoPE 100 %")
+    assert sorted(set(table.source)) == ["code", "docs", "prose"]
+    assert len(table) == 3 * (len(MODELS) - 1)
+
+
+def test_correlation_of_a_ranking_with_itself_is_one(budgets):
+    groups = budgets[1_600]
+    assert comparison.rank_correlation(groups, groups).value == 1
+
+
+def test_change_needs_the_same_test_text(budgets, tmp_path):
+    moved = []
+    for label in ("NoPE", "RoPE 100 %"):
+        record = make(tmp_path, label, 100, 42)
+        heldout = record.heldout
+        HeldOut(heldout.losses[::-1], heldout.tokens[::-1] + 1, heldout.bytes).save(record.folder / records.LOSSES)
+        moved.append(records.load(record.folder))
+    with pytest.raises(RecordError, match="different text"):
+        comparison.verdicts(budgets[1_600], since=comparison.groups(moved))
+
+
+def test_published_records_give_the_same_sentences(trained, budgets, tmp_path):
+    records.publish(trained, tmp_path / "ranking")
+    table, led = measure.differences(budgets, "RoPE 100 %"), measure.leaders(budgets)
+    assert rederive.derived(tmp_path) == report.answer(led, table, "RoPE 100 %")
+
+
+def test_figures_and_tables_say_what_they_show(trained, budgets):
+    table = measure.differences(budgets, "RoPE 100 %")
+    figure = report.against_training(table, "RoPE 100 %")
+    assert "NoPE +10" in figure.alt_text
+    assert "ALiBi" in report.source_map(measure.by_source(budgets[1_600], "RoPE 100 %"), "RoPE 100 %").alt_text
+    assert isinstance(measure.context_use(budgets, "RoPE 100 %"), pd.DataFrame)
+    assert "▲" in report.table(table, "RoPE 100 %").to_html()
+    assert "0.002" in report.rates(measure.rates(measure.searched(trained))).to_html()
