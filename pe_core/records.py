@@ -63,7 +63,8 @@ class Record(pydantic.BaseModel):
 
     @property
     def folder(self) -> Path:
-        """The run's folder: the record, the held-out losses, and the model."""
+        """The run's folder: the record, the held-out losses, and the model. Of a published run, the folder of its name in the
+        study's, which is there where something was measured later."""
         return self._folder
 
     @property
@@ -89,7 +90,7 @@ class Record(pydantic.BaseModel):
     def heldout(self) -> HeldOut:
         """Held-out losses by document and position, for curves and paired comparisons."""
         try:
-            if not (self._folder / LOSSES).exists() and (self._folder / ALL_LOSSES).exists():
+            if not (self._folder / LOSSES).exists() and (self._folder.parent / ALL_LOSSES).exists():
                 return self._published()
             return HeldOut.load(self._folder / LOSSES)
         except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
@@ -97,7 +98,7 @@ class Record(pydantic.BaseModel):
 
     def _published(self) -> HeldOut:
         """The losses `publish` wrote, spread over each range of positions by its tokens."""
-        with np.load(self._folder / ALL_LOSSES) as arrays:
+        with np.load(self._folder.parent / ALL_LOSSES) as arrays:
             tokens, sizes = (arrays[f"{self.data['fingerprint']} {name}"].astype(np.int64) for name in ("tokens", "bytes"))
             losses = arrays[self.run].astype(np.float64)
         edges = metrics.published_edges(tokens.shape[1])
@@ -204,21 +205,24 @@ def _parsed(text: str, file: Path) -> Record:
 
 
 def load_all(runs: str | Path | None = None) -> list[Record]:
-    """Every finished run under the runs folder, oldest first: those in folders of their own, and published studies. One whose
-    record cannot be read is named and left out."""
-    found = []
-    for path in sorted(paths.runs(runs).glob(f"*/{RECORD}")):
+    """Every finished run under the runs folder, once, oldest first: those in folders of their own, and those of published
+    studies. One whose record cannot be read is named and left out."""
+    root, found = paths.runs(runs), {}
+    for path in sorted(root.glob(f"*/{RECORD}")):
         try:
-            found.append(load(path))
+            found[path.parent.name] = load(path)
         except RecordError as error:
             progress.say(f"Left out: {error}.")
-    for path in sorted(paths.runs(runs).glob(f"*/{RECORDS}")):
+    for path in sorted(root.glob(f"*/{RECORDS}")):
         for line in path.read_text().splitlines():
             try:
-                found.append(_parsed(line, path))
+                record = _parsed(line, path)
             except RecordError as error:
                 progress.say(f"Left out: {error}.")
-    return sorted(found, key=lambda record: (record.created, record.run))
+                continue
+            record._folder = path.parent / record.run
+            found.setdefault(record.run, record)  # two studies may share runs
+    return sorted(found.values(), key=lambda record: (record.created, record.run))
 
 
 def publish(found: Sequence[Record], folder: Path) -> None:

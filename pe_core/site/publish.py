@@ -12,7 +12,8 @@ from typing import Any
 
 import nbformat
 
-RECORD_FILES = ("record.json", "heldout.npz")
+from pe_core import records as run_records
+
 # What was found out about a run's weights later, as far as it is small.
 FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "note-*.json")
 
@@ -85,18 +86,21 @@ def _images(cell: Any, suffix: str) -> list[bytes]:
 
 
 def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
-    """Copy what is small of every finished run whose id the notebooks' outputs show: its record, its held-out losses, and what
-    its weights were found to do (`diagnostics`, `tasks`, `extrapolation`). The weights stay."""
-    shown = "\n".join(_texts(notebook) for notebook in notebooks)
-    for record in sorted(runs.glob(f"*/{RECORD_FILES[0]}")):
-        run = record.parent.name
-        if re.search(rf"(?<![\w-]){re.escape(run)}(?![\w-])", shown):
-            folder = target / run
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in _found(folder):  # of weights that may have been trained again
-                old.unlink()
-            for file in [*(record.parent / name for name in RECORD_FILES), *_found(record.parent)]:
-                shutil.copyfile(file, folder / file.name)
+    """Publish what is small of every finished run whose id a notebook's outputs show, one folder a notebook: all records, all
+    held-out losses (`records.publish`), and what weights were found to do (`diagnostics`, `tasks`, `extrapolation`) in a folder
+    of the run's name. The weights stay."""
+    trained = {file.parent.name: file.parent for file in sorted(runs.glob(f"*/{run_records.RECORD}"))}
+    for notebook in notebooks:
+        shown = set(re.findall(r"[\w-]+-[0-9a-f]{10}(?![\w-])", _texts(notebook)))
+        chosen = [run_records.load(folder) for run, folder in trained.items() if run in shown]
+        study = target / notebook.stem
+        shutil.rmtree(study, ignore_errors=True)
+        if chosen:
+            run_records.publish(chosen, study)
+        for record in chosen:
+            for file in _found(record.folder):
+                (study / record.run).mkdir(exist_ok=True)
+                shutil.copyfile(file, study / record.run / file.name)
 
 
 def _found(folder: Path) -> list[Path]:

@@ -10,10 +10,11 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from helpers import ROOT, code_cells, outputs, printed, run_notebook
+from helpers import ROOT, code_cells, made, outputs, printed, run_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.iorw import papermill_io
 
+from pe_core import records
 from pe_core.errors import ConfigError
 from pe_core.report import notebook
 from pe_core.site import publish
@@ -101,24 +102,26 @@ def test_a_quick_look_takes_one_seed(given, changed, capsys):
 
 
 def test_only_the_records_that_pages_show_are_published(tmp_path):
-    runs, pages = tmp_path / "runs", [tmp_path / f"{n}.ipynb" for n in range(3)]
-    for name in ("rope-nano-1", "none-nano-2", "alibi-nano-3", "alibi-nano-33", "mla-rope-nano-1", "kerple-nano-4"):
-        (runs / name / "model").mkdir(parents=True)
-        for file in publish.RECORD_FILES:
-            (runs / name / file).write_text(name)
-    (runs / "unfinished-nano-5").mkdir()
-    table = new_output("display_data", {"text/html": "<td>rope-nano-1</td><td>gone-nano-9</td>", "image/png": "none-nano-2"})
-    said = new_output("stream", name="stdout", text="NoPE\nalibi-nano-33: already trained\nunfinished-nano-5\n")
-    later = new_output("execute_result", {"text/plain": "kerple-nano-4"})
+    """One folder a page, with the runs whose ids stand in its outputs (not in its source or its pictures)."""
+    runs, pages = tmp_path / "runs", [tmp_path / f"{name}.ipynb" for name in ("first", "second", "third")]
+    ids = {name: f"{name}-nano-{n:010x}" for n, name in enumerate(("rope", "none", "alibi", "kerple", "mla-rope"))}
+    for run in ids.values():
+        made(runs / run)
+    (runs / ids["rope"] / "diagnosis-1-20.npz").write_bytes(b"small")
+    (runs / "unfinished-nano-0000000009").mkdir()
+    table = new_output("display_data", {"text/html": f"<td>{ids['rope']}</td>", "image/png": ids["none"]})
+    said = new_output("stream", name="stdout", text=f"NoPE\n{ids['alibi']}: already trained\nunfinished-nano-0000000009\n")
+    later = new_output("execute_result", {"text/plain": f"{ids['kerple']} x{ids['mla-rope']}"})
     for page, shown in zip(pages, ([table, said], [], [later]), strict=True):
-        source = new_code_cell("shown = 'none-nano-2'", outputs=shown)
-        nbformat.write(new_notebook(cells=[new_markdown_cell("none-nano-2"), source]), page)
+        source = new_code_cell(f"shown = '{ids['none']}'", outputs=shown)
+        nbformat.write(new_notebook(cells=[new_markdown_cell(ids["none"]), source]), page)
     publish.records(runs, tmp_path / "book", pages[:2])
-    assert {p.name for p in (tmp_path / "book").iterdir()} == {"rope-nano-1", "alibi-nano-33"}
-    assert {p.name for p in (tmp_path / "book/rope-nano-1").iterdir()} == set(publish.RECORD_FILES)
+    assert [p.name for p in (tmp_path / "book").iterdir()] == ["first"]
+    assert {p.name for p in (tmp_path / "book/first").iterdir()} == {records.RECORDS, records.ALL_LOSSES, ids["rope"]}
+    assert {record.run for record in records.load_all(tmp_path / "book")} == {ids["rope"], ids["alibi"]}
     command = [sys.executable, "-m", "pe_core.site.publish", "records", str(runs), str(tmp_path / "book"), *map(str, pages)]
     subprocess.run(command, check=True)
-    assert (tmp_path / "book/kerple-nano-4/record.json").read_text() == "kerple-nano-4"
+    assert {record.run for record in records.load_all(tmp_path / "book")} == {ids["rope"], ids["alibi"], ids["kerple"]}
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")

@@ -216,7 +216,7 @@ def test_measured_once_then_read(trained, found, monkeypatch):
 def test_a_published_result_needs_no_weights(trained, found, tmp_path):
     """Encodings' pages show where trained heads look, on machines that never trained them."""
     publish_records(trained, tmp_path)
-    stale = tmp_path / "book" / trained[0].run / "diagnosis-0-20.npz"
+    stale = tmp_path / "book" / "page" / trained[0].run / "diagnosis-0-20.npz"
     stale.write_bytes(b"of other weights")
     publish_records(trained, tmp_path)
     assert not stale.exists()
