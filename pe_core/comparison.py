@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -83,6 +83,28 @@ def difference(group: list[Record], baseline: list[Record]) -> Paired:
     return percent([(a.heldout, b.heldout) for a, b in pairs])
 
 
+def at_chosen_rates(trained: Iterable[Record]) -> list[Record]:
+    """Of models that were tried at several learning rates, the runs at the one with the lowest validation loss.
+
+    A model's rate is chosen where most rates were tried (of several such places, the one with most windows), and holds for all
+    its runs that differ in nothing but seed, windows and rate.
+    """
+    alike: dict[str, list[Record]] = {}
+    for record in trained:
+        settings = {name: value for name, value in _settings(record).items() if name not in ("lr", "samples")}
+        alike.setdefault(repr(settings), []).append(record)
+    return [record for runs in alike.values() for record in runs if record.config["lr"] == _chosen_rate(runs)]
+
+
+def _chosen_rate(runs: Sequence[Record]) -> float | None:
+    tried: dict[tuple[int, int], dict[float, float]] = {}
+    for record in runs:
+        at = tried.setdefault((record.config["samples"], record.config["seed"]), {})
+        at[record.config["lr"]] = min(epoch["val_loss"] for epoch in record.history)
+    most = tried[max(tried, key=lambda at: (len(tried[at]), at))]
+    return min(most, key=lambda rate: most[rate])
+
+
 def by_seed(group: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Each record of the group with the baseline's of the same seed. Raises RecordError where no seed is common."""
     theirs = {record.config["seed"]: record for record in baseline}
@@ -100,20 +122,21 @@ def percent(pairs: Sequence[tuple[HeldOut, HeldOut]]) -> Paired:
 
 
 def frame(found: Groups, baseline: str) -> pd.DataFrame:
-    """One row per group: perplexity over seeds, the difference to the baseline group with Holm's correction, and costs.
+    """One row per group: perplexity over seeds, its verdict against the baseline group (`verdicts`: all pairs), and costs.
 
-    Columns `percent`, `low`, `high`, `p` and `p_holm` are NaN for the baseline; `differs` is whether `p_holm` < 0.05.
+    Columns `percent`, `low`, `high`, `p`, `p_holm` and `detectable` are NaN for the baseline; `differs` is whether `p_holm` is
+    below 0.05; `leads` whether a model has the lowest loss, or no difference from the one that has was found.
 
     Raises:
         RecordError: there is no group called `baseline`.
     """
     if baseline not in found:
         raise RecordError(unknown("baseline", baseline, found))
+    judged = verdicts(found) if len(found) > 1 else pd.DataFrame(columns=["b", *_JUDGED], dtype=object)
     rows = []
     for label, group in found.items():
         perplexity = stats.over_seeds([record.metrics["perplexity"]["value"] for record in group])
         bits = stats.over_seeds([record.metrics["bits_per_byte"]["value"] or math.nan for record in group])
-        against = difference(group, found[baseline]) if label != baseline else Paired(Estimate(*[math.nan] * 3), math.nan)
         rates = [record.runtime["tokens_per_second"] or math.nan for record in group]
         rows.append(
             {
@@ -126,10 +149,6 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
                 "bits_per_byte": bits.value,
                 "bits_per_byte_low": bits.low,
                 "bits_per_byte_high": bits.high,
-                "percent": against.estimate.value,
-                "low": against.estimate.low,
-                "high": against.estimate.high,
-                "p": against.p,
                 "best_epoch": [record.best_epoch for record in group],
                 "parameters": group[0].parameters,
                 "train_seconds": sum(record.runtime["train_seconds"] for record in group),
@@ -137,10 +156,13 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
                 "peak_memory_mb": max(record.runtime["peak_memory_mb"] for record in group),
             }
         )
-    table = pd.DataFrame(rows)
-    table["p_holm"] = stats.holm(table.p.to_numpy())
-    table["differs"] = table.p_holm < 0.05
-    return table
+    against = judged[judged.b == baseline].set_index("a")[_JUDGED[1:]].reindex([row["label"] for row in rows])
+    table = pd.concat([pd.DataFrame(rows), against.reset_index(drop=True)], axis=1)
+    leading = best(found, judged)
+    return table.assign(differs=table.verdict.isin(["lower", "higher"]), leads=table.label.isin(leading))
+
+
+_JUDGED = ["a", "percent", "low", "high", "p", "p_holm", "detectable", "verdict"]
 
 
 def verdicts(found: Groups, rows: slice | None = None, since: Groups | None = None) -> pd.DataFrame:

@@ -14,10 +14,14 @@ from pe_core.errors import ConfigError, unknown
 from pe_core.records import Record
 from pe_core.schema import Shape
 
+# How studies train: one pass over fresh text, while the rate falls to zero (`samples`, `lr` and `seed` are each study's own).
+PROTOCOL: dict[str, Any] = {"epochs": 1, "schedule": "linear", "warmup": 0.05, "weight_decay": 0.1}
+
 # Short names for the models of the results note, and settings of `Experiment` that make them.
 _MODELS: dict[str, dict[str, Any]] = {
     "alibi-one": {"encoding": "alibi", "options": {"slope": 0.0625}},
     "rope-full": {"encoding": "rope", "options": {"rotary_pct": 1.0}},
+    "t5-scaled": {"encoding": "t5", "options": {"scaled": True}},
     "mla-alibi": {"encoding": "alibi", "options": {"slope": 0.0625}, "attention": "mla"},
     "mla-none": {"encoding": "none", "attention": "mla"},
     "mla-rope": {"encoding": "rope", "options": {"rotary_pct": 1.0}, "attention": "mla"},

@@ -84,9 +84,10 @@ def small(library, **settings):
     return Experiment(corpus=str(library), **{**defaults, **settings})
 
 
-def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9):
+def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9, noise=0.0):
     rng = np.random.default_rng(0)
     losses = rng.gamma(4.0, 1.0, (40, 32)) + shift
+    losses += noise * np.random.default_rng([*label.encode()]).standard_normal((40, 1))  # this model's own, by text
     document = np.sort(rng.integers(0, documents, 40 * 32)).reshape(40, 32)
     heldout = HeldOut.of(losses, document, np.full((40, 32), 4))
     record = Record(

@@ -50,15 +50,20 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     if known.empty:
         return "There is no interval for any difference, so nothing can be concluded."
     best = table.loc[table.perplexity.idxmin()]
-    found = [f"**{best.label} has the lowest perplexity, {best.perplexity:.1f}**{_seeds(best)}."]
-    differing, alike = known[known.differs], known[~known.differs]
+    tied = [label for label in table[table.leads].label if label != best.label]
+    alike = (
+        f"; no difference is found between it and {joined(tied) if len(tied) <= FEW else f'{len(tied)} others'}" if tied else ""
+    )
+    found = [f"**{best.label} has the lowest perplexity, {best.perplexity:.1f}**{_seeds(best)}{alike}."]
+    differing, rest = known[known.differs], known[~known.differs]
     sides = {"better": differing[differing.percent < 0], "worse": differing[differing.percent > 0]}
     found += [f"Found {word} than {baseline}: {as_list(rows)}." for word, rows in sides.items() if len(rows)]
-    if len(alike):
-        found.append(f"**No difference found** from {baseline}: {as_list(alike)}.")
+    if len(rest):
+        found.append(f"**No difference found** from {baseline}: {as_list(rest)}.")
     found.append(
-        "Percentages are differences in held-out perplexity with 95 % intervals, paired by seed and document; a difference "
-        f"counts as found where p < 0.05 after Holm's correction for {len(known)} comparison{'s' if len(known) > 1 else ''}."
+        "Percentages are differences in held-out perplexity, paired by seed and document, with intervals that hold for all "
+        "pairs of models together; a difference counts as found where p < 0.05 after Holm's correction for every pair. The "
+        f"smallest difference that four of five such comparisons would find is {known.detectable.median():.1f} %."
     )
     if table.seeds.max() == 1:
         found.append(

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from pe_core.config import Experiment
 from pe_core.records import Record
 
 
@@ -44,8 +45,7 @@ def settings(record: Record) -> Styler:
         ),
         "model": f"{config['preset']}, {record.parameters:,} parameters",
         **({"starts from": f"the best weights of {config['start']}"} if config.get("start") else {}),
-        "training": "AdamW, learning rate {lr:g}, weight decay {weight_decay:g}, batch {batch_size}, gradient norm clipped "
-        "at {clip:g}, at most {epochs} epochs, patience {patience}".format(**config),
+        "training": _training(record.experiment),
         "seed": str(config["seed"]),
         "machine": f"{record.runtime['device']}"
         + (
@@ -58,6 +58,16 @@ def settings(record: Record) -> Styler:
         "run": record.run,
     }
     return prose(pd.DataFrame({"": rows}))
+
+
+def _training(e: Experiment) -> str:
+    if e.schedule == "constant":
+        course = f"constant learning rate {e.lr:g}, at most {e.epochs} epochs, patience {e.patience} on validation text"
+    else:
+        epochs = "one epoch" if e.epochs == 1 else f"{e.epochs} epochs"
+        course = f"learning rate {e.lr:g} after {100 * e.warmup:g} % warm-up, {e.schedule} decay to zero over {epochs}"
+    decay = f"weight decay {e.weight_decay:g} of {e.decay}"
+    return f"AdamW, {course}, {decay}, batch {e.batch_size}, gradient norm clipped at {e.clip:g}"
 
 
 def sides(counts: dict[str, int]) -> str:

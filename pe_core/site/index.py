@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pe_core import comparison, encodings, metrics, paths, recipes, records, stats
+from pe_core import comparison, encodings, metrics, paths, records, stats
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -25,27 +25,36 @@ from pe_core.report import claims, figures, tables
 from pe_core.studies.diagnostics import measure as diagnostics
 from pe_core.studies.diagnostics import report as diagnostics_report
 from pe_core.studies.extrapolation import measure as extrapolation
+from pe_core.studies.ranking import measure as ranking
+from pe_core.studies.ranking import report as ranking_report
 from pe_core.studies.task_accuracy import measure as task_accuracy
 
 BOOK = paths.ROOT / "book"
-_NAMED = 4  # models that a sentence of the front page lists by name; more are counted
+RECORDS = BOOK / "records"
+RANKING = "ranking"  # the study of the front page, by the name of its notebook
 # What may differ between two models that are compared with each other.
-_COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed"}
+_COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed", "lr"}
 
 
 def published() -> list[Record]:
-    """The records of all runs on text that pages of the site show."""
-    return [record for record in records.load_all(BOOK / "records") if record.experiment.task is None]
+    """The runs on text that pages of the site show; of models tried at several learning rates, those at the rate chosen."""
+    return comparison.at_chosen_rates(record for record in records.load_all(RECORDS) if record.experiment.task is None)
 
 
 def of_tasks() -> list[Record]:
-    """The records of all runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
-    return [record for record in records.load_all(BOOK / "records") if record.experiment.task]
+    """The runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
+    return [record for record in records.load_all(RECORDS) if record.experiment.task]
 
 
 def baseline() -> str:
-    """Label of the model others are compared with: RoPE as Pythia has it."""
-    return encodings.label("rope", {})
+    """Label of the model others are compared with: RoPE on all dimensions. (Pythia rotates a quarter of them.)"""
+    return encodings.label("rope", {"rotary_pct": 1.0})
+
+
+def ranked() -> ranking.Budgets:
+    """The runs of the ranking study, by number of training windows; empty where it is not published."""
+    trained = [record for record in records.load_all(RECORDS) if record.folder.parent.name == RANKING]
+    return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 
 def settings(found: Sequence[Record]) -> list[list[Record]]:
@@ -63,20 +72,6 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
     return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
 
 
-def standard(found: Sequence[Record]) -> Groups:
-    """The models of the setting in which most encodings were trained, by label: those of `recipes.every`. Other variants of
-    an encoding stand on its own page and in the experiments."""
-    apart = settings(found)
-    plain = {Experiment(**recipes.model(name)).label for name in recipes.every()}
-    return comparison.groups([record for record in apart[0] if record.label in plain]) if apart else {}
-
-
-def most_text(found: Sequence[Record]) -> Groups:
-    """The models of the setting with most training windows, by label."""
-    apart = sorted(settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
-    return comparison.groups(apart[0]) if apart else {}
-
-
 def named(group: Sequence[Record]) -> str:
     """A setting in a few words: text, windows, size, and whatever else is not as usual."""
     record = group[0]
@@ -87,83 +82,29 @@ def named(group: Sequence[Record]) -> str:
     return ", ".join([said, f"{config['device']} {config['precision']}", *changed])
 
 
-def need(found: Groups, against: str, without: str = "NoPE") -> str:
-    """First finding: what position information is worth."""
-    if without not in found or against not in found:
-        return f"{without} and {against} are not both on record, so what position information is worth is not known."
-    return claims.paired(
-        f"Without position information ({without})", comparison.difference(found[without], found[against]), against
-    )
+def findings(budgets: ranking.Budgets) -> str:
+    """The front page's answer: who leads after most training, and what changed on the way."""
+    if not budgets:
+        return "No ranking is published yet: `make experiments NOTEBOOKS=notebooks/ranking.ipynb` makes one."
+    led, table = ranking.leaders(budgets), ranking.differences(budgets, baseline())
+    return ranking_report.answer(led, table, baseline())
 
 
-def best(table: pd.DataFrame) -> str:
-    """Second finding: the lowest perplexity, and how many encodings cannot be told from the baseline."""
-    first = table.loc[table.perplexity.idxmin()]
-    known = table[table.p_holm.notna()]
-    against = table[table.percent.isna()].label.iloc[0]
-    better = known[known.differs & (known.percent < 0)]
-    worse = known[known.differs & (known.percent > 0)]
-    said = f"Of {len(table)} models compared **{first.label} has the lowest perplexity, {first.perplexity:.1f}**"
-    counts = f"{_count(len(better))} found better than {against}, {_count(len(worse))} found worse"
-    alike = known[~known.differs]
-    named = ", ".join(alike.label) if len(alike) <= _NAMED else f"the other {len(alike)}"
-    undecided = f", and for {named} no difference was found" if len(alike) else ""
-    return f"{said}: {counts}{undecided} (p < 0.05 after Holm's correction for {len(known)} comparisons)."
-
-
-def where(found: Groups, against: str, without: str = "NoPE") -> str:
-    """Third finding: at which positions of the window position information pays."""
-    if without not in found or against not in found:
-        return f"{without} and {against} are not both on record, so where position information pays is not known."
-    pairs = comparison.by_seed(found[without], found[against])
-    first, *_, last = metrics.bins(pairs[0][0].heldout.tokens.shape[1])
-    early, late = (
-        comparison.percent([(a.heldout.positions(*at), b.heldout.positions(*at)) for a, b in pairs]).estimate
-        for at in (first, last)
-    )
-    said = [
-        f"{estimate.value:+.1f} % [{estimate.low:+.1f}, {estimate.high:+.1f}] at positions {start}–{end}".replace("-", "−")
-        for estimate, (start, end) in ((early, first), (late, last))
-    ]
-    grows = late.low > early.high
-    verdict = "The gap **grows with the context**" if grows else "Whether the gap grows with the context **is not settled**"
-    return f"{verdict}: {without} against {against} is {said[0]} and {said[1]} (95 % intervals)."
-
-
-def luck(found: Groups, label: str) -> str:
-    """How much the seed alone moves a perplexity, to hold every gap against."""
-    values = [record.metrics["perplexity"]["value"] for record in found.get(label, [])]
-    if len(values) < 2:
-        return f"{label} was trained with one seed alone, so how much luck moves it is not known."
-    spread = 100 * (max(values) / min(values) - 1)
+def caveats(budgets: ranking.Budgets) -> str:
+    """How large the runs behind the findings were."""
+    if not budgets:
+        return ""
+    last = list(budgets.values())[-1]
     return (
-        f"The seed alone moves {label} between {min(values):.1f} and {max(values):.1f}, by {spread:.0f} %: "
-        f"hold every gap against that."
+        f"Each model of the last budget: {claims.scale([record for group in last.values() for record in group])} "
+        "A model this small has learned little: what helps it need not help a large one."
     )
-
-
-def findings(found: Groups, table: pd.DataFrame, against: str, without: str = "NoPE") -> str:
-    """The three findings as a numbered list."""
-    said = need(found, against, without), best(table), where(found, against, without)
-    return "\n".join(f"{number}. {finding}" for number, finding in enumerate(said, 1))
 
 
 def headline() -> tuple[pd.DataFrame, str]:
-    """The table behind the front page's figure, and the label of the baseline in it."""
-    return comparison.frame(standard(published()), baseline()), baseline()
-
-
-def caveats(found: Groups, against: str) -> str:
-    """How large the runs behind the findings were, and how much luck is in them."""
-    group = found.get(against) or next(iter(found.values()))
-    fewer = [f"{label} ({len(runs)})" for label, runs in found.items() if len(runs) < len(group)]
-    said = [
-        f"Each model: {claims.scale(group)}",
-        f"Fewer seeds have {', '.join(fewer)}." if fewer else "",
-        luck(found, against),
-        "A model this small has learned little: what helps it need not help a large one.",
-    ]
-    return " ".join(filter(None, said))
+    """The table behind the preview picture, and the label of the baseline in it."""
+    budgets = ranked()
+    return (comparison.frame(list(budgets.values())[-1], baseline()) if budgets else pd.DataFrame()), baseline()
 
 
 def styles(found: Groups) -> dict[str, dict[str, Any]]:
@@ -171,28 +112,35 @@ def styles(found: Groups) -> dict[str, dict[str, Any]]:
     return figures.styles(records.frame([record for group in found.values() for record in group]))
 
 
-def verdict(name: str, found: Sequence[Record]) -> str:
-    """The heading of an encoding's results, and a sentence for each model where most models were trained."""
-    apart = of_encoding(name, found)
-    if not apart:
-        return (
-            f"## Results\n\nNo run with `{name}` is on record yet. Train one: `papermill notebooks/comparison.ipynb out.ipynb "
-            f"-p models none,rope,{name}`."
-        )
-    groups = apart[0]
+def verdict(name: str, budgets: ranking.Budgets) -> str:
+    """The heading of an encoding's results, and a sentence for each of its models in the ranking study."""
     said = ["## Results"]
-    for label, group in groups.items():
-        if group[0].config["encoding"] != name or label == baseline():
-            continue
-        if baseline() in groups:
-            said.append(claims.paired(label, comparison.difference(group, groups[baseline()]), baseline()))
-    if baseline() in groups and groups[baseline()][0].config["encoding"] == name:
-        said.append(f"{baseline()} is what the other encodings are compared with.")
+    labels = [label for label, group in _all_models(budgets).items() if group[0].config["encoding"] == name]
+    if not labels:
+        return (
+            f"## Results\n\nNo run with `{name}` is in [the ranking](../experiments/ranking) yet. Train one: "
+            f"`papermill notebooks/ranking.ipynb out.ipynb -p models none,rope-full,{name}`."
+        )
+    table = ranking.differences(budgets, baseline())
+    for label in labels:
+        rows = table[table.label == label]
+        if label == baseline():
+            said.append(f"{label} is what the other encodings are compared with.")
+        elif len(rows):
+            at = [f"{_verdict(row)} after {row.tokens / 1e6:.1f} M training tokens" for row in rows.itertuples()]
+            said.append(f"{label} against {baseline()}, in test perplexity: {'; '.join(at)}.")
+    said.append("[How the ranking changes with training](../experiments/ranking) says how a verdict is reached.")
     return "\n\n".join([*said, "Every run on record with it, beside RoPE and NoPE where those were trained alike:"])
 
 
-def _count(number: int) -> str:
-    return "none is" if number == 0 else f"{number} {'is' if number == 1 else 'are'}"
+def _verdict(row: Any) -> str:
+    if row.verdict == comparison.NO_DIFFERENCE:
+        return f"no difference found ({claims.as_percent(row)})"
+    return f"**{row.verdict}**, {claims.as_percent(row)}"
+
+
+def _all_models(budgets: ranking.Budgets) -> Groups:
+    return {label: group for groups in budgets.values() for label, group in groups.items()}
 
 
 def pages() -> Iterator[Path]:
@@ -294,30 +242,29 @@ def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
 
 
 def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
-    """One row for each model on record with this encoding and each setting it was trained in, with the paired difference to
-    the baseline where that was trained in the same setting."""
+    """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
+    baseline where that was trained in the same setting: every pair of the setting's models is corrected for."""
     rows = []
-    for groups in of_encoding(name, found):
-        for label, group in groups.items():
-            if group[0].config["encoding"] != name:
-                continue
-            values = [record.metrics["perplexity"]["value"] for record in group]
-            bits = [record.metrics["bits_per_byte"]["value"] for record in group]
-            difference = (
-                comparison.difference(group, groups[baseline()]).estimate
-                if baseline() in groups and label != baseline()
-                else None
-            )
+    for group in settings(found):
+        groups = comparison.groups(group)
+        ours = [label for label, runs in groups.items() if runs[0].config["encoding"] == name]
+        if not ours:
+            continue
+        judged = comparison.frame(groups, baseline()).set_index("label") if baseline() in groups else None
+        for label in ours:
+            runs = groups[label]
+            values = [record.metrics["perplexity"]["value"] for record in runs]
+            bits = [record.metrics["bits_per_byte"]["value"] for record in runs]
+            row = None if judged is None or label == baseline() else judged.loc[label]
             rows.append(
                 {
                     "model": label,
-                    "seeds": len(group),
+                    "seeds": len(runs),
                     "perplexity": f"{sum(values) / len(values):.1f}",
                     "bits per byte": f"{sum(bits) / len(bits):.3f}",
-                    f"% against {baseline()}": "–"
-                    if difference is None
-                    else f"{difference.value:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]",
-                    "trained on": named(group),
+                    f"% against {baseline()}": "–" if row is None else tables.interval([row.percent, row.low, row.high]),
+                    "verdict": "–" if row is None else row.verdict,
+                    "trained on": named(runs),
                 }
             )
     return pd.DataFrame(rows)

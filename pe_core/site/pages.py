@@ -78,7 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encodings", nargs="*", help="only these encodings' pages, beside the pages of all")
     made = make(parser.parse_args().encodings or None)
-    figures.preview(*index.headline(), index.BOOK / "_static" / "preview.png")
+    table, against = index.headline()
+    if len(table):
+        figures.preview(table, against, index.BOOK / "_static" / "preview.png")
     print(f"{len(made)} pages made.")
 
 

@@ -87,7 +87,9 @@ def test_frame_sentences_tables_and_figures(trained):
     said = claims.ranking(table, "RoPE")
     assert "Found worse than RoPE: NoPE +35.0 %" in said
     assert "**No difference found** from RoPE: ALiBi " in said
-    assert "Holm's correction for 2 comparisons" in said
+    assert "no difference is found between it and RoPE" in said
+    assert "Holm's correction for every pair" in said
+    assert re.search(r"would find is \d+\.\d %", said)
     assert "single seed" not in said
     said = claims.cost_of_no_position(found)
     assert re.search(r"^Without position .* \d+ % above the best, ALiBi \(95 % interval \d+\.\d to \d+\.\d %\)\.$", said)
@@ -103,10 +105,22 @@ def test_frame_sentences_tables_and_figures(trained):
         figures.plt.close(figure)
 
 
-def test_one_seed_is_said(trained):
-    said = claims.ranking(comparison.frame(comparison.groups(trained[:3]), "RoPE"), "RoPE")
+def test_one_seed_is_said(tmp_path):
+    trained = [made(tmp_path / name, name, label, noise=0.01) for name, label in (("rope", "RoPE"), ("none", "NoPE"))]
+    said = claims.ranking(comparison.frame(comparison.groups(trained), "RoPE"), "RoPE")
     assert "single seed" in said
     assert "(one seed)" in said
+
+
+def test_runs_at_other_than_the_chosen_rate_are_left_out(tmp_path):
+    """The rate with the lowest validation loss, where most were tried; it holds for the model's other seeds and windows."""
+    runs = [made(tmp_path / f"{rate}-{seed}", seed=seed) for rate, seed in ((1, 1), (2, 1), (4, 1), (2, 2), (4, 2))]
+    for record, rate, loss in zip(runs, (1, 2, 4, 2, 4), (4.0, 3.0, 5.0, 3.0, 2.0), strict=True):
+        record.config.update(lr=rate / 1000, samples=360)
+        record.history[0]["val_loss"] = loss
+    assert comparison.at_chosen_rates(runs) == [runs[1], runs[3]]
+    assert comparison.at_chosen_rates(runs[3:4]) == [runs[3]]
+    assert comparison.at_chosen_rates([]) == []
 
 
 def test_pooled_losses_are_the_mean_over_seeds(trained):

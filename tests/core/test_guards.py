@@ -1,5 +1,6 @@
 """What no refactoring may change: the ids of published runs, and the losses of training, to the bit."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,25 @@ from helpers import tiny_config
 from pe_core import Experiment, LabForCausalLM, records, runner
 from pe_core.trainer import TrainStep
 
-RECORDS = records.load_all(Path(__file__).parents[2] / "book" / "records")
+HERE = Path(__file__).parent
+PUBLISHED = records.load_all(HERE.parents[1] / "book" / "records")
+# Of each kind of run made before there was a test side: its id, its data's fingerprint, its settings that are not defaults.
+FIRST_PROTOCOL = [json.loads(line) for line in (HERE / "first_protocol_ids.jsonl").read_text().splitlines()]
 STEPS = 20
 
 
-def test_published_ids_follow_from_settings_and_data():
-    assert RECORDS, "no record is published, so nothing was tested"
-    for record in RECORDS:
-        fingerprint = record.data["fingerprint"]
-        if record.schema_version == 1:  # ids named all options, those at their defaults too
-            name = f"{record.experiment.encoding}-{record.experiment.preset}-{record.experiment.digest(fingerprint)}"
-        else:
-            name = runner.name_of(record.experiment, fingerprint)
-        assert name == record.run
+@pytest.mark.parametrize("record", PUBLISHED, ids=lambda record: record.run)
+def test_published_ids_follow_from_settings_and_data(record):
+    assert runner.name_of(record.experiment, record.data["fingerprint"]) == record.run
+
+
+@pytest.mark.parametrize(
+    ("run", "fingerprint", "settings"), FIRST_PROTOCOL, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_ids_of_the_first_protocol_are_still_those(run, fingerprint, settings):
+    """Their digests named all options, those at their defaults too."""
+    experiment = Experiment(**settings)
+    assert f"{experiment.encoding}-{experiment.preset}-{experiment.digest(fingerprint)}" == run
 
 
 def losses(encoding):

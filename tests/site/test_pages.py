@@ -12,13 +12,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from helpers import made
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from pe_core import ENCODINGS, comparison, encodings, records
+from pe_core import ENCODINGS, comparison, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
 from pe_core.site import encoding_page, index, publish, sphinx
@@ -44,11 +43,15 @@ def svg(figure):
 def found(tmp_path):
     """Three models of three seeds, and one of them again with other windows."""
     runs = [
-        made(tmp_path / f"{name}-{seed}", name, encodings.label(name, {}), seed, shift + luck * seed)
-        for name, shift, luck in (("rope", 0.0, 0.01), ("none", 0.3, 0.02), ("alibi", 0.02, 0.0))
+        made(tmp_path / f"{name}-{seed}", name, label, seed, shift + luck * seed)
+        for name, label, shift, luck in (
+            ("rope", "RoPE 100 %", 0.0, 0.01),
+            ("none", "NoPE", 0.3, 0.02),
+            ("alibi", "ALiBi per head", 0.02, 0.0),
+        )
         for seed in (1, 2, 3)
     ]
-    other = made(tmp_path / "longer", "rope", encodings.label("rope", {}), 1)
+    other = made(tmp_path / "longer", "rope", "RoPE 100 %", 1)
     other.config["seq_len"] = 256
     return [*runs, other]
 
@@ -140,43 +143,30 @@ def test_papers_are_cited_where_the_bibliography_has_them(encoding):
 def test_settings_are_kept_apart(found):
     apart = index.settings(found)
     assert [len(group) for group in apart] == [9, 1]
-    assert list(index.standard(found)) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
     assert "of 256 tokens" in index.named(apart[1])
 
 
-def test_the_front_page_shows_one_model_of_each_encoding_and_the_note_the_most_text(found, tmp_path):
-    slope = made(tmp_path / "slope", "alibi", "ALiBi slope 0.25", 1)
-    longest = made(tmp_path / "long", "rope", "RoPE 25 %", 2)
-    longest.config["samples"], longest.data["windows"]["train"] = 20_000, 18_000
-    assert list(index.standard([*found, slope, longest])) == ["RoPE 25 %", "NoPE", "ALiBi per head"]
-    assert index.most_text([*found, slope, longest]) == {"RoPE 25 %": [longest]}
-    assert index.most_text([]) == index.standard([]) == {}
+def test_the_front_page_claims_nothing_without_a_ranking():
+    assert "No ranking is published yet" in index.findings({})
+    assert index.caveats({}) == ""
+    assert "No run with `rope` is in [the ranking]" in index.verdict("rope", {})
 
 
-def test_many_models_without_a_difference_are_counted(found):
-    table = comparison.frame(index.standard(found), index.baseline())
-    assert "and for ALiBi per head no difference was found" in index.best(table)
-    alike = table[table.label == "ALiBi per head"]
-    many = pd.concat([table, *[alike.assign(label=f"ALiBi {n}") for n in range(4)]], ignore_index=True)
-    assert "and for the other 5 no difference was found" in index.best(many)
-
-
-def test_findings_are_computed(found):
-    groups = index.standard(found)
-    table = comparison.frame(groups, index.baseline())
-    need, best, where = index.findings(groups, table, index.baseline()).split("\n")
-    assert need.startswith("1. Without position information (NoPE): **37.7 % higher** perplexity than RoPE 25 %")
-    assert "no difference was found" in best
-    assert "is not settled" in where
-    assert "nan" not in need + best + where
-    assert "moves RoPE 25 % between" in index.luck(groups, index.baseline())
-
-
-def test_findings_claim_nothing_without_runs(found):
-    groups = {"RoPE 25 %": found[:1]}
-    assert "not both on record" in index.need(groups, "RoPE 25 %")
-    assert "not both on record" in index.where(groups, "RoPE 25 %")
-    assert "is not known" in index.luck(groups, "RoPE 25 %")
+def test_the_front_page_says_what_the_ranking_says(found):
+    budgets = {360: comparison.groups(found[:9])}
+    for group in budgets[360].values():
+        for record in group:
+            record.config.update(samples=360, seq_len=32, corpus="prose")
+    said = index.findings(budgets)
+    assert said.startswith(
+        "**After 0.0 M training tokens (3 models of 0.0 M parameters, 3 seeds), RoPE 100 % has the lowest test"
+    )
+    assert "Higher: NoPE +37.7 %" in said
+    assert "No difference found: ALiBi per head" in said
+    assert "nan" not in said
+    assert "**higher**, +37.7 %" in index.verdict("none", budgets)
+    assert "is what the other encodings are compared with" in index.verdict("rope", budgets)
+    assert "3 seeds" in index.caveats(budgets)
 
 
 def test_an_encodings_results_are_all_its_runs(found):
@@ -184,8 +174,7 @@ def test_an_encodings_results_are_all_its_runs(found):
     assert list(table.seeds) == [3, 1]
     assert list(index.results("alibi", found).model) == ["ALiBi per head"]
     assert index.results("t5", found).empty
-    assert "No run with `t5` is on record yet" in index.verdict("t5", found)
-    assert "ALiBi per head: no difference found from RoPE 25 %" in index.verdict("alibi", found)
+    assert list(index.results("alibi", found).verdict) == [comparison.NO_DIFFERENCE]
 
 
 def test_the_explorer_holds_every_model(found):
@@ -200,8 +189,7 @@ def test_the_explorer_holds_every_model(found):
 
 def test_the_pages_are_current():
     """The front page says what the records say now; each encoding's page, what its file says now."""
-    table, against = index.headline()
-    said = index.findings(index.standard(index.published()), table, against)
+    said = index.findings(index.ranked())
     front = nbformat.read(ROOT / "book/index.ipynb", as_version=4)
     assert said in [cell.source for cell in front.cells], "run `make pages` again"
     pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
@@ -243,7 +231,7 @@ def test_a_new_file_has_its_page(tmp_path):
     page = nbformat.read(tmp_path / "book/encodings/mine.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in page.cells)
     assert "# Mine\n\nPaper: unpublished." in text
-    assert "No run with `mine` is on record yet" in text
+    assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text
     assert "[Mine](mine)" in (tmp_path / "book/encodings/index.ipynb").read_text()
 
@@ -269,19 +257,19 @@ def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
 
 
 def test_a_figure_is_described_by_its_own_data(found):
-    curves = comparison.curves(index.standard(found))
-    styles = index.styles(index.standard(found))
+    groups = comparison.groups(found[:9])
+    curves, styles = comparison.curves(groups), index.styles(groups)
     words = figures.describe(figures.position_curves(curves, styles))
-    assert words.startswith("Perplexity by position by tokens the model has seen: RoPE 25 % from ")
+    assert words.startswith("Perplexity by position by tokens the model has seen: RoPE 100 % from ")
     assert "NoPE from " in words
     assert figures.describe(Figure()) == ""
-    forest = figures.describe(figures.forest(comparison.frame(index.standard(found), "RoPE 25 %"), "RoPE 25 %"))
+    forest = figures.describe(figures.forest(comparison.frame(groups, "RoPE 100 %"), "RoPE 100 %"))
     assert "NoPE +37.7 % (" in forest
     assert ", no difference found)" in forest
 
 
 def test_the_same_figure_is_the_same_bytes(found):
-    styles, history = index.styles(index.standard(found)), records.history(found[:9])
+    styles, history = index.styles(comparison.groups(found[:9])), records.history(found[:9])
     first, second = (svg(figures.learning_curves(history, styles)) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")

@@ -115,9 +115,8 @@ def differences(budgets: Budgets, baseline: str) -> pd.DataFrame:
             )
         )
     table = pd.concat(parts, ignore_index=True)
-    return table.reindex(columns=[*table.columns.drop("change_verdict", errors="ignore"), "change_verdict"]).fillna(
-        {"change_verdict": ""}
-    )
+    moved = table["change_verdict"].astype(object) if "change_verdict" in table else pd.Series("", index=table.index)
+    return table.assign(change_verdict=moved.where(moved.notna(), ""))
 
 
 def leaders(budgets: Budgets) -> pd.DataFrame:
