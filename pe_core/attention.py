@@ -56,6 +56,19 @@ class Positions:
         return torch.ones(T, S, dtype=torch.bool, device=self.query_BT.device).tril(S - T)[None, None]
 
 
+def documents(positions: Positions) -> Tensor:
+    """Which document each query belongs to, (B, T), counted from 0: one begins where a position is not above the last token's
+    that is no padding."""
+    query_BT, padding_BT = positions.query_BT, positions.padding_BT
+    if padding_BT is None:
+        return F.pad((query_BT.diff() <= 0).long(), (1, 0)).cumsum(-1)
+    query_BT = query_BT.expand(len(padding_BT), -1)
+    index_BT = torch.arange(query_BT.shape[1], device=query_BT.device).masked_fill(padding_BT, -1).cummax(-1).values
+    before_BT = F.pad(index_BT[:, :-1], (1, 0), value=-1)  # where the last token stands that is no padding
+    falls_BT = query_BT <= query_BT.gather(1, before_BT.clamp(min=0))
+    return (falls_BT & (before_BT >= 0) & ~padding_BT).cumsum(-1)
+
+
 # Compiled for a CPU, written-out scores beat the fused kernel while they fit the caches: its backward pass is slow.
 _EXPLICIT_UP_TO = 512
 

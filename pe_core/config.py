@@ -66,6 +66,8 @@ class Experiment(Strict):
         clip: the gradient norm above which gradients are scaled down to it.
         patience: epochs without improvement of the validation loss before training at a constant rate stops.
         seed: initial weights and the order of batches. Documents are split the same way for every seed.
+        document_mask: whether tokens of a window see nothing of another document in it, and positions count from each one's
+            start; otherwise, as is usual in training, a window is read whole.
         attention: `mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`).
         kv_dim: dimension of the latent of `mla`; `None` is a quarter of the hidden size (the note: 128 of 512).
         rope_dim: dimensions of a rotary encoding's own keys in `mla`; `None` is half the head dimension.
@@ -106,6 +108,7 @@ class Experiment(Strict):
     decay: Literal["matrices", "all"] = "matrices"
     clip: float = Field(1.0, gt=0)
     patience: int = Field(1, ge=1)
+    document_mask: bool = False
     seed: int = Field(42, ge=0, lt=2**63)
     preset: str = "auto"
     device: str = "auto"

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pe_core import encodings
-from pe_core.attention import ATTENTIONS, Positions
+from pe_core.attention import ATTENTIONS, Positions, documents
 from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError, unknown
 from pe_core.model_config import LabConfig
@@ -186,7 +186,13 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _windows(self, input_ids: Tensor) -> Tensor:
         positions_1T = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        x_BTD, _, _ = self.hidden(input_ids, Positions(positions_1T, positions_1T, whole=True))
+        positions = Positions(positions_1T, positions_1T, whole=True)
+        if self.config.document_mask:
+            begins_BT = F.pad(input_ids[:, :-1].eq(self.config.eos_token_id or 0), (1, 0))
+            document_BT = begins_BT.long().cumsum(-1)
+            own_BT = positions_1T - (positions_1T * begins_BT).cummax(-1).values
+            positions = Positions(own_BT, own_BT, positions.visible[:, 0] & (document_BT[:, :, None] == document_BT[:, None]))
+        x_BTD, _, _ = self.hidden(input_ids, positions)
         return x_BTD
 
     @property
@@ -205,6 +211,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """The `transformers` interface: logits (B, T, V), with a KV cache and padded batches.
@@ -212,24 +219,36 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             attention_mask: (B, S), 0 for padding. Positions count the tokens that are not padding. Encodings by content
                 (`cope`, say) may count padding between tokens: where a cached text goes on, pad it on the left.
-            position_ids: (B, T) positions of `input_ids`, instead of counting.
+            position_ids: (B, T) positions of `input_ids`, instead of counting. Where they do not rise, another document begins:
+                its tokens see none of those before (as transformers' packed batches are meant).
             labels: (B, T) token ids, shifted here; -100 is ignored. The loss is their mean cross-entropy in nats.
+            num_items_in_batch: what the sum of cross-entropies is divided by in place of the number of labels here:
+                transformers' `Trainer` gives the labels of all batches that one step accumulates.
             output_attentions: weights per layer; needs `attn_implementation="eager"`.
 
         Raises:
-            ConfigError: `output_attentions` under another attention implementation.
+            ConfigError: `output_attentions` under another attention implementation, or a cache of fixed size.
         """
         if output_attentions and self.config._attn_implementation != "eager":
             raise ConfigError('output_attentions needs explicit scores: model.set_attn_implementation("eager")')
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = DynamicCache()
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = 0
+        if past_key_values is not None:
+            if past_key_values.is_compileable:
+                name = type(past_key_values).__name__
+                raise ConfigError(
+                    f"a {name} holds a fixed number of tokens; use a cache that grows: cache_implementation='dynamic'"
+                )
+            past = past_key_values.get_seq_length()
         positions = self._positions(input_ids, attention_mask, position_ids, past)
+        if position_ids is not None:
+            positions = self._apart(positions, past, past_key_values)
         x_BTD, states, attentions = self.hidden(input_ids, positions, past_key_values)
         logits = self.embed_out(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -257,6 +276,27 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         earlier = key_BS[:, :past] + (position_ids[:, :1] - key_BS[:, past : past + 1])
         key_BS = torch.cat((earlier, position_ids.expand(len(earlier), -1)), dim=1)
         return Positions(position_ids, key_BS, visible_BTS, padding_BT)
+
+    def _apart(self, positions: Positions, past: int, cache: Cache | None) -> Positions:
+        """The same positions, with documents packed into one row kept from each other: one begins where positions do not rise.
+
+        Cached tokens belong to the document that was being read when the cache was left.
+        """
+        document_BT, key_BS = documents(positions), positions.key_BS
+        packed = getattr(cache, "packed", None)  # documents and positions of the cached keys
+        if packed is None and not bool(document_BT.any()):
+            return positions
+        if packed is None:
+            packed = document_BT.new_zeros(len(document_BT), past), key_BS[:, :past]
+        earlier_BS, earlier_key_BS = (cached[:, :past] for cached in packed)
+        if past:
+            document_BT = document_BT + earlier_BS[:, -1:]
+            key_BS = torch.cat((earlier_key_BS, key_BS[:, past:].expand(len(earlier_key_BS), -1)), dim=1)
+        document_BS = torch.cat((earlier_BS, document_BT), dim=1)
+        if cache is not None:
+            cache.packed = document_BS, key_BS  # type: ignore[attr-defined]
+        visible_BTS = positions.visible[:, 0] & (document_BT[:, :, None] == document_BS[:, None])
+        return Positions(positions.query_BT, key_BS, visible_BTS, positions.padding_BT)
 
 
 AutoModelForCausalLM.register(LabConfig, LabForCausalLM)

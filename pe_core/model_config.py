@@ -16,7 +16,8 @@ class LabConfig(PreTrainedConfig):
 
     `max_position_embeddings` is the context length trained at, which is a limit only for learned tables. `attention_kind`,
     `kv_dim` and `rope_dim` are those of `Experiment`; `latent_form` chooses how latent attention is computed
-    (`expanded`, `absorbed`, or `auto`: absorbed where keys come from a cache).
+    (`expanded`, `absorbed`, or `auto`: absorbed where keys come from a cache). `document_mask` concerns whole windows in
+    training and evaluation alone, where documents end with `eos_token_id`; `forward` has `position_ids` for the same.
     """
 
     model_type = "position-encoding-lab"
@@ -35,6 +36,7 @@ class LabConfig(PreTrainedConfig):
     kv_dim: int | None = None
     rope_dim: int | None = None
     latent_form: str = "auto"
+    document_mask: bool = False
     tie_word_embeddings: bool = False
     use_cache: bool = True
     bos_token_id: int | None = None
@@ -57,6 +59,7 @@ class LabConfig(PreTrainedConfig):
             attention_kind=experiment.attention,
             kv_dim=experiment.kv_dim,
             rope_dim=experiment.rope_dim,
+            document_mask=experiment.document_mask,
             bos_token_id=eos_token_id,
             eos_token_id=eos_token_id,
             pad_token_id=eos_token_id,

@@ -77,12 +77,12 @@ class PaTH(PerLayer):
         assert token_state_BHSE is not None
         scale = 1 / math.sqrt(q_BHTK.shape[-1])
         with torch.autocast(q_BHTK.device.type, enabled=False):
-            return scale * self._products(q_BHTK.float(), k_BHSK.float(), token_state_BHSE)
+            return scale * self._products(q_BHTK.float(), k_BHSK.float(), key_BS, token_state_BHSE)
 
-    def _products(self, q_BHTK: Tensor, k_BHSK: Tensor, token_state_BHSE: Tensor) -> Tensor:
+    def _products(self, q_BHTK: Tensor, k_BHSK: Tensor, key_BS: Tensor, token_state_BHSE: Tensor) -> Tensor:
         """q_i · H_i … H_(j+1) k_j, (B, H, T, S); of keys after the query nothing is promised but finite numbers."""
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-        w_BHSK = F.normalize(F.silu(short_convolution(token_state_BHSE[..., :-1], self.conv[self.layer])), dim=-1)
+        w_BHSK = F.normalize(F.silu(short_convolution(token_state_BHSE[..., :-1], self.conv[self.layer], key_BS)), dim=-1)
         b_BHSK = token_state_BHSE[..., -1:] * w_BHSK
         seen_TS = torch.ones(T, S, device=q_BHTK.device).tril(S - T)
         columns = []
@@ -102,9 +102,17 @@ class PaTH(PerLayer):
         return cls.title if options.rank == 32 else f"{cls.title} rank {options.rank}"
 
 
-def short_convolution(x_BHSE: Tensor, taps_CHE: Tensor) -> Tensor:
-    """Each number's causal convolution over its last C values, zeros before the first; the last tap is the token's own."""
+def short_convolution(x_BHSE: Tensor, taps_CHE: Tensor, position_BS: Tensor) -> Tensor:
+    """Each number's causal convolution over its last C values, zeros before the first; the last tap is the token's own.
+
+    Where positions do not rise another document begins, and what stands before it counts as zeros.
+    """
     C, S = len(taps_CHE), x_BHSE.shape[2]
     before = F.pad(x_BHSE, (0, 0, C - 1, 0))
-    shifted = [before[:, :, lag : lag + S] * taps_CHE[lag, :, None].float() for lag in range(C)]
+    document_BS = F.pad(position_BS.diff() <= 0, (1, 0)).cumsum(-1)
+    earlier_BS = F.pad(document_BS, (C - 1, 0), value=-1)
+    shifted = []
+    for lag in range(C):
+        same_B1S1 = (earlier_BS[:, lag : lag + S] == document_BS)[:, None, :, None]
+        shifted.append((before[:, :, lag : lag + S] * taps_CHE[lag, :, None].float()) * same_B1S1)
     return torch.stack(shifted).sum(0)

@@ -20,7 +20,7 @@ class RoPE(Encoding):
         base: wavelengths run from 2π to 2π · base.
 
     Raises:
-        ConfigError: if R is not an even number.
+        ConfigError: if R is not an even whole number.
     """
 
     class Options(Strict):
@@ -35,11 +35,13 @@ class RoPE(Encoding):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
-        self.rotary_dim, self.base = int(shape.head_dim * options.rotary_pct), options.base
-        if self.rotary_dim % 2:
+        rotated, self.base = shape.head_dim * options.rotary_pct, options.base
+        self.rotary_dim = 2 * round(rotated / 2)
+        if abs(rotated - self.rotary_dim) > 1e-3:  # rounded, the label would say another fraction than is rotated
+            down, up = (2 * n / shape.head_dim for n in (int(rotated // 2), int(rotated // 2) + 1))
             raise ConfigError(
-                f"encoding '{type(self).__module__.rpartition('.')[2]}': rotary_pct={options.rotary_pct} of head dimension "
-                f"{shape.head_dim} rotates {self.rotary_dim} dimensions; an even number is needed"
+                f"encoding '{type(self).__module__.rpartition('.')[2]}': rotary_pct={options.rotary_pct:g} of head dimension "
+                f"{shape.head_dim} is {rotated:g} dimensions; an even number is needed: rotary_pct={down:.4g} or {up:.4g}, say"
             )
 
     # What encodings that build on this one override: the frequencies, or the waves made of them.

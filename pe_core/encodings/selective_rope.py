@@ -81,7 +81,7 @@ class SelectiveRoPE(PerLayer):
     ) -> Tensor | None:
         assert token_state_BHSE is not None
         K, T = q_BHTK.shape[-1], q_BHTK.shape[2]
-        angle_BHSM = short_convolution(token_state_BHSE, self.conv[self.layer])
+        angle_BHSM = short_convolution(token_state_BHSE, self.conv[self.layer], key_BS)
         if self.c is not None:
             angle_BHSM = angle_BHSM + self.c[self.layer].float().exp()
         exponent_M = torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K

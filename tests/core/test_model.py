@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -265,6 +266,65 @@ def test_generation_with_a_cache_equals_without(encoding, tiny, ids, beams):
         for _ in range(10):
             tokens = torch.cat((tokens, model(tokens).logits[:, -1:].argmax(-1)), 1)
         assert torch.equal(cached, tokens)
+
+
+# --- documents packed into one row -------------------------------------------------------------------------------------
+
+PACKED = (5, 4, 3)  # tokens of each document in a row of twelve
+
+
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_packed_documents_see_nothing_of_each_other(encoding, tiny, ids, attention, kind, use_cache):
+    options = {"rotary_pct": 1.0} if (encoding, kind) == ("rope", "mla") else None
+    model = tiny(encoding, options, attention, attention_kind=kind)
+    positions = torch.cat([torch.arange(length) for length in PACKED])[None].expand(3, -1)
+    packed = model(ids, position_ids=positions, use_cache=use_cache).logits
+    for start, end in pairwise((0, *np.cumsum(PACKED))):
+        close(packed[:, start:end], model(ids[:, start:end], use_cache=False).logits, atol=1e-4)
+
+
+def test_a_cache_of_packed_documents_goes_on_with_the_last(encoding, tiny, ids):
+    model = tiny(encoding)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    cache = model(ids[:, :7], position_ids=positions[:, :7].expand(3, -1)).past_key_values
+    logits = model(ids[:, 7:], position_ids=positions[:, 7:].expand(3, -1), past_key_values=cache).logits
+    close(logits, model(ids[:, 3:]).logits[:, 4:], atol=1e-4)
+
+
+def test_packed_documents_with_padding_between(tiny, ids):
+    model = tiny("alibi")
+    mask = torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0]]).expand(3, -1)
+    positions = torch.tensor([[0, 0, 1, 2, 0, 0, 0, 1, 2, 3, 4, 0]]).expand(3, -1)
+    logits = model(ids, attention_mask=mask, position_ids=positions).logits
+    close(logits[:, 1:4], model(ids[:, 1:4]).logits, atol=1e-4)
+    close(logits[:, 6:11], model(ids[:, 6:11]).logits, atol=1e-4)
+
+
+def test_packed_documents_as_neox_reads_them(ids):
+    """transformers' own GPT-NeoX, which finds the documents by the positions as well."""
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=97)
+    theirs = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).eval()
+    positions = torch.cat([torch.arange(length) for length in PACKED])[None].expand(3, -1)
+    expected = theirs(ids, position_ids=positions, use_cache=False).logits
+    close(from_neox(theirs)(ids, position_ids=positions).logits, expected, atol=1e-4)
+
+
+def test_a_document_mask_reads_each_document_of_a_window_alone(encoding, tiny, ids):
+    model = tiny(encoding, eos_token_id=0, document_mask=True)
+    ids = ids.clamp(min=1)
+    ids[:, 4] = ids[:, 8] = 0
+    targets = ids.roll(-1, 1)
+    losses, alone = model.losses(ids, targets), tiny(encoding)
+    for start, end in ((0, 5), (5, 9), (9, 12)):
+        close(losses[:, start:end], alone.losses(ids[:, start:end], targets[:, start:end]), atol=1e-4)
+    assert not torch.allclose(losses, alone.losses(ids, targets), atol=1e-2)
+
+
+def test_a_cache_of_fixed_size_is_refused_in_one_line(tiny, ids):
+    with pytest.raises(ConfigError, match=r"a StaticCache holds a fixed number of tokens; .*cache_implementation='dynamic'"):
+        tiny().generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0, cache_implementation="static")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

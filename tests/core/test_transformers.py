@@ -8,7 +8,16 @@ import pytest
 import torch
 from helpers import tiny_model
 from hub import LOOPBACK_ONLY
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 from transformers import pipeline as make_pipeline
 
 from pe_core import Experiment, LabForCausalLM, records, runner
@@ -165,3 +174,26 @@ def test_a_checkpoint_that_cannot_be_taken_whole_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "holes", state_dict=state)
     with pytest.raises(ConfigError, match=r"lacks weights: .*layers\.1\.mlp"):
         from_neox(tmp_path / "holes")
+
+
+# --- training under transformers' Trainer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulated", [1, 4, 16])
+def test_accumulated_gradients_are_those_of_one_batch(accumulated, tmp_path):
+    """Loss and gradient norm as `Trainer` logs them, of sixteen rows with different numbers of labels."""
+    rows = torch.randint(97, (16, 12), generator=torch.Generator().manual_seed(3))
+    data = [{"input_ids": row, "labels": row.where(torch.arange(12) < 4 + n % 8, -100)} for n, row in enumerate(rows)]
+    arguments = TrainingArguments(
+        tmp_path, per_device_train_batch_size=16 // accumulated, gradient_accumulation_steps=accumulated, max_steps=1,
+        logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=0.0,
+    )  # fmt: skip
+    trainer = Trainer(tiny_model().train(), arguments, train_dataset=data)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    model = tiny_model().train()
+    loss = model(rows, labels=torch.stack([row["labels"] for row in data])).loss
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert logged["loss"] == pytest.approx(loss.item(), abs=1e-3)
+    assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
