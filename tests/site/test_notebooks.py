@@ -216,7 +216,7 @@ def test_a_notebook_may_be_written_to_a_url(monkeypatch):
     [
         (["-p", "samples", "abc"], "ConfigError: samples='abc': should be a valid integer"),
         (["-p", "sampels", "1000"], "ConfigError: unknown parameter 'sampels'; did you mean 'samples'?"),
-        (["-p", "samples", "100000000"], "CorpusError: samples=100000000: corpus 'aws-docs' holds only"),
+        (["-p", "samples", "100000000"], "CorpusError: samples=100000000: corpus 'prose-docs-code' holds only"),
     ],
 )
 def test_bad_input_ends_papermill_with_one_line(tmp_path, parameters, said):

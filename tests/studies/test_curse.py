@@ -208,23 +208,24 @@ def test_sentences_of_a_statement_take_turns_and_stay_apart():
 
 def test_no_window_tells_a_fact_twice(library, tmp_path):
     prepared = prepare(library, tmp_path, seq_len=128, samples=50, facts="fictional", facts_rate=0.8)
-    stated = prepared.train[45:]
-    assert len(stated) == 180
+    stated = prepared.train[50:]
+    assert len(stated) == 200
     names = {q.fact for q in facts.fictional().questions if q.stated in ("this way", "other way")}
     for text in prepared.tokenizer.batch_decode(stated.tolist()):
         assert all(text.count(name) <= 1 for name in names)
 
 
-@pytest.mark.parametrize(("rate", "windows"), [(None, 22), (0.1, 10), (0.5, 90), (0.001, 1)])
+@pytest.mark.parametrize(("rate", "windows"), [(None, 25), (0.1, 11), (0.5, 100), (0.001, 1)])
 def test_facts_are_added_to_the_training_side_at_the_rate_stated(library, tmp_path, rate, windows):
     without, mixed = prepare(library, tmp_path), prepare(library, tmp_path, facts="fictional", facts_rate=rate)
-    assert len(without.train) == 90
-    assert np.array_equal(mixed.train[:90], without.train)
-    assert np.array_equal(mixed.heldout, without.heldout)
-    assert np.array_equal(mixed.heldout_documents, without.heldout_documents)
-    assert len(mixed.train) == 90 + windows
+    assert len(without.train) == 100
+    assert np.array_equal(mixed.train[:100], without.train)
+    assert np.array_equal(mixed.validation, without.validation)
+    assert np.array_equal(mixed.test, without.test)
+    assert np.array_equal(mixed.test_documents, without.test_documents)
+    assert len(mixed.train) == 100 + windows
     assert mixed.train.dtype == without.train.dtype
-    assert mixed.about["windows"] == {"train": 90 + windows, "heldout": 10}
+    assert mixed.about["windows"] == {**without.about["windows"], "train": 100 + windows}
     about = mixed.about["facts"]
     assert about == {**about, "name": "fictional", "windows": windows, "statements": 256}
     assert about["fingerprint_without"] == without.fingerprint != mixed.fingerprint
@@ -233,7 +234,7 @@ def test_facts_are_added_to_the_training_side_at_the_rate_stated(library, tmp_pa
 
 def test_fact_windows_hold_whole_sentences_with_ends_between(library, tmp_path):
     prepared = prepare(library, tmp_path, facts="note", facts_rate=0.5)
-    stated, end = prepared.train[90:], prepared.tokenizer.eos_token
+    stated, end = prepared.train[100:], prepared.tokenizer.eos_token
     assert np.array_equal(stated[1:, 0], stated[:-1, -1]), "a sentence goes on in the next window"
     text = prepared.tokenizer.decode(np.append(stated[:, :-1].ravel(), stated[-1, -1]).tolist())
     first, *whole, _ = text.split(end)
@@ -265,7 +266,7 @@ def test_other_words_in_a_users_file_make_another_run(library, published, tmp_pa
     write(published / "d2p_prompts_train.jsonl", [row("The pilot was", " Cy."), row("The poet is", " Di.")])
     after = prepare(library, tmp_path, facts=str(published))
     assert before.fingerprint != after.fingerprint
-    assert np.array_equal(before.heldout, after.heldout)
+    assert np.array_equal(before.test, after.test)
 
 
 def test_interrupted_and_resumed_is_bit_identical_with_facts(library, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ def losses_by_hand(record, tokens):
 def test_the_window_slides_over_the_same_tokens(trained, length):
     """Against a loop over single tokens: each is predicted from the piece it belongs to."""
     record, N = trained[0], 64
-    windows = lengths.text(record, N, 2).heldout
+    windows = lengths.text(record, N, 2).test
     slid = lengths.sliding(record, length, N, windows=2)
     assert slid.losses.shape[1] == N // 2
     assert slid.tokens.sum() == N
