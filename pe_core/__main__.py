@@ -224,12 +224,13 @@ def _sweep(parsed: argparse.Namespace) -> Any:
 
 
 def _estimate(parsed: argparse.Namespace) -> Any:
-    from pe_core import records
+    from pe_core import paths, records
     from pe_core.launch import estimate
 
     _at_least_one(workers=parsed.workers, trials=parsed.trials)
-    chosen = _experiments(parsed)
-    cost = estimate.sweep(chosen, records.load_all(parsed.runs), parsed.trials or len(chosen), parsed.workers)
+    chosen, book = _experiments(parsed), paths.ROOT / "book" / "records"
+    published = records.load_all(book) if book.exists() else []  # a wheel has no book
+    cost = estimate.sweep(chosen, records.load_all(parsed.runs), parsed.trials or len(chosen), parsed.workers, published)
     return cost if parsed.json else estimate.sentence(cost)
 
 

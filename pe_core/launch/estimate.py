@@ -16,7 +16,7 @@ from pe_core.records import Record
 
 # What a run has to share with a trial for its speed to tell of the trial's, and for its epochs to.
 _SPEED = ("preset", "attention", "seq_len", "batch_size", "device", "precision", "compile")
-_EPOCHS = ("corpus", "samples", "epochs", "patience", "lr", "facts", "facts_rate")
+_EPOCHS = ("corpus", "samples", "epochs", "patience", "schedule", "lr", "facts", "facts_rate")
 
 
 class Cost(NamedTuple):
@@ -39,35 +39,46 @@ class Cost(NamedTuple):
     runs: frozenset[str]
 
 
-def trial(experiment: Experiment, found: Sequence[Record]) -> Cost:
+def trial(experiment: Experiment, found: Sequence[Record], published: Sequence[Record] = ()) -> Cost:
     """The cost of a resolved experiment by finished runs of the same size: of its encoding, or of all where there is none.
+
+    Args:
+        published: runs of another machine: they tell after how many epochs training stops, and of the speed where no run of
+            this machine does.
 
     Raises:
         RecordError: no run tells of its speed.
     """
-    alike = [record for record in found if _one_device(record) and _shared(record, experiment, _SPEED)]
-    alike = [record for record in alike if bool(record.experiment.task) == bool(experiment.task)]  # few symbols, fast products
+    alike = _alike(experiment, found) or _alike(experiment, published)
     if not alike:
         wanted = ", ".join(f"{name}={getattr(experiment, name)}" for name in _SPEED)
         kind = "on a task" if experiment.task else "on text"
         raise RecordError(f"no finished run {kind} of {wanted} to go by; a short one will do, as with `run --epochs 1`")
     own = [record for record in alike if record.config["encoding"] == experiment.encoding]
     alike = own or alike
-    stopped = [record for record in alike if _shared(record, experiment, _EPOCHS)]
-    epochs = fmean(len(record.history) for record in stopped) if stopped else experiment.epochs
+    stopped = [record for record in [*alike, *_alike(experiment, published)] if _shared(record, experiment, _EPOCHS)]
+    early = experiment.schedule == "constant"  # under another schedule every epoch is trained
+    epochs = fmean(len(record.history) for record in stopped) if stopped and early else experiment.epochs
     rate = harmonic_mean([record.runtime["tokens_per_second"] for record in alike])
     windows = experiment.samples / (1 - (experiment.facts_rate or 0))
     training = windows * experiment.seq_len * epochs / rate
     measuring = fmean(_seconds_an_evaluation(record) for record in alike) * (epochs + 1)
     start_up = fmean(record.runtime["startup_seconds"] for record in alike)
     return Cost(
-        training + measuring + start_up, rate, epochs, bool(stopped), bool(own), frozenset(record.run for record in alike)
+        training + measuring + start_up,
+        rate,
+        epochs,
+        bool(stopped) or not early,
+        bool(own),
+        frozenset(record.run for record in alike),
     )
 
 
-def sweep(experiments: Sequence[Experiment], found: Sequence[Record], trials: int, workers: int) -> dict[str, Any]:
-    """The cost of so many trials, an equal number of each experiment, by so many workers at a time."""
-    costs = [trial(experiment.resolved(), found) for experiment in experiments]
+def sweep(
+    experiments: Sequence[Experiment], found: Sequence[Record], trials: int, workers: int, published: Sequence[Record] = ()
+) -> dict[str, Any]:
+    """The cost of so many trials, an equal number of each experiment, by so many workers at a time (see `trial`)."""
+    costs = [trial(experiment.resolved(), found, published) for experiment in experiments]
     seconds = fmean(cost.seconds for cost in costs)
     return {
         "trials": trials,
@@ -103,6 +114,12 @@ def _count(number: int, of: str) -> str:
 
 def _time(hours: float) -> str:
     return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+
+
+def _alike(experiment: Experiment, found: Sequence[Record]) -> list[Record]:
+    """Runs on one device that say how fast this experiment trains. On a task of few symbols other products are fast."""
+    alike = [record for record in found if _one_device(record) and _shared(record, experiment, _SPEED)]
+    return [record for record in alike if bool(record.experiment.task) == bool(experiment.task)]
 
 
 def _one_device(record: Record) -> bool:

@@ -72,6 +72,12 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
     return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
 
 
+def most_text(found: Sequence[Record]) -> Groups:
+    """The models of the setting with most training windows, by label."""
+    apart = sorted(settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
+    return comparison.groups(apart[0]) if apart else {}
+
+
 def named(group: Sequence[Record]) -> str:
     """A setting in a few words: text, windows, size, and whatever else is not as usual."""
     record = group[0]

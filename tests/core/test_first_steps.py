@@ -26,7 +26,15 @@ def plain(encoding):
     """fp32, eager, explicit scores, whole logits, unfused AdamW."""
     model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
     model.set_attn_implementation("eager")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=False, foreach=False)
+    matrices = {
+        f"{module}.weight" for module, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)
+    }
+    decayed = {name for name in matrices if not name.startswith("encoding.")}
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if (name in decayed) == decays], "weight_decay": 0.01 * decays}
+        for decays in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=False, foreach=False)
     losses = []
     for tokens in batches():
         logits = model(tokens[:, :-1], use_cache=False).logits

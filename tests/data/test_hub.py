@@ -292,7 +292,7 @@ def test_an_endless_corpus_is_never_too_short_for_its_windows(tmp_path):
     settings = {**PILE, "corpus": "hf:lab/plain", "tokenizer": "lab/bos", "samples": 200}
     with Hub({"lab/plain": {"train.parquet": parquet(text=texts)}}, {"lab/bos": model}) as hub:
         [found] = prepare(hub.url, tmp_path, settings)
-    assert found.get("shapes") == [[180, 33], [20, 33]], found.get("error")
+    assert found.get("shapes") == [[200, 33], [20, 33], [20, 33]], found.get("error")
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +356,6 @@ def test_without_a_network_the_offline_corpora_are_named_soon(tmp_path, silent):
         start = time.monotonic()
         [found] = prepare(url, tmp_path, PILE, HF_HUB_ETAG_TIMEOUT="1")
     assert "\n" not in found["error"]
-    assert "corpora that need no network: aws-docs, python-stdlib" in found["error"]
+    assert "corpora that need no network: prose-docs-code, sotu, aws-docs, python-stdlib" in found["error"]
     assert found["seconds"] < 10
     assert time.monotonic() - start < 60

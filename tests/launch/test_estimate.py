@@ -19,7 +19,7 @@ SETTINGS = {
 
 
 def record(epochs_trained=4, rate=10_000.0, processes=1, **settings):
-    """A run of 900 training and 100 held-out windows; each epoch's evaluation took a tenth of a second."""
+    """A run of 1,000 training windows; each epoch's evaluation took a tenth of a second."""
     runtime = {"tokens_per_second": rate, "eval_seconds": 0.1 * (epochs_trained + 1), "startup_seconds": 3.0}
     config = Experiment(**{**SETTINGS, **settings}).model_dump()
     return Record(
@@ -31,13 +31,13 @@ def record(epochs_trained=4, rate=10_000.0, processes=1, **settings):
 def test_a_trial_like_the_one_that_ran_costs_what_that_did():
     cost = estimate.trial(Experiment(**SETTINGS), [record()])
     assert (cost.epochs, cost.tokens_per_second, cost.known, cost.own) == (4, 10_000, True, True)
-    assert cost.seconds == pytest.approx(900 * 128 * 4 / 10_000 + 0.1 * 5 + 3)
+    assert cost.seconds == pytest.approx(1_000 * 128 * 4 / 10_000 + 0.1 * 5 + 3)
 
 
 def test_more_windows_cost_more_and_all_epochs_where_none_tells():
     cost = estimate.trial(Experiment(**{**SETTINGS, "samples": 10_000, "epochs": 30}), [record()])
     assert (cost.epochs, cost.known) == (30, False)
-    assert cost.seconds == pytest.approx(9_000 * 128 * 30 / 10_000 + 1.0 * 31 + 3)
+    assert cost.seconds == pytest.approx(10_000 * 128 * 30 / 10_000 + 0.1 * 31 + 3)
 
 
 def test_runs_of_the_same_encoding_go_before_others():
@@ -69,8 +69,21 @@ def test_a_sweep_is_so_many_trials_shared_by_workers():
     assert cost["runs"] == 1
     said = estimate.sentence(cost)
     assert said.startswith(
-        "1,001 trials: 13.8 hours of one worker, 9 minutes with 100 at a time. A trial takes 50 s: 4.0 epochs"
+        "1,001 trials: 15.2 hours of one worker, 10 minutes with 100 at a time. A trial takes 55 s: 4.0 epochs"
     )
     assert said.endswith("by 1 finished run. No run with none: taken from all encodings.")
     assert "No run" not in estimate.sentence({**cost, "without_runs": []})
     assert estimate.sentence({**cost, "epochs_known": False, "epochs": 30}).count("all 30 epochs, the most there can be") == 1
+
+
+def test_published_runs_tell_when_training_stops():
+    """This machine has a run of other settings to go by, and another machine's runs of these stopped after seven epochs."""
+    here, there = record(samples=500), record(epochs_trained=7, rate=99_000.0)
+    cost = estimate.trial(Experiment(**SETTINGS), [here], [there])
+    assert (cost.epochs, cost.known, cost.tokens_per_second) == (7, True, 10_000)
+    assert estimate.trial(Experiment(**SETTINGS), [], [there]).tokens_per_second == 99_000
+
+
+def test_under_a_decaying_rate_all_epochs_are_trained():
+    cost = estimate.trial(Experiment(**SETTINGS, epochs=2, schedule="linear"), [record()])
+    assert (cost.epochs, cost.known) == (2, True)
