@@ -1,13 +1,11 @@
 """Position Encoding Lab: the same small causal language model under every position encoding.
 
-`import pe_core` makes the model known to the Auto classes of `transformers`. It is quick: torch and transformers are
-loaded when something that needs them is first used.
+Importing it changes nothing and is quick: torch and transformers are loaded when something that needs them is first used.
+`import pe_core.model` registers the model with the Auto classes of `transformers`, as any model outside of that library is.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from pe_core import _auto  # noqa: F401  for its effect
 
 if TYPE_CHECKING:
     from pe_core import records

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pe_core  # noqa: F401  makes the model known to the Auto classes
+import pe_core.model  # noqa: F401  registers it with the Auto classes
 from pe_core.errors import ConfigError
 
 TASKS = Path(__file__).parent

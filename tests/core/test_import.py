@@ -1,4 +1,4 @@
-"""`import pe_core` is quick, whole, and known to the Auto classes in either order of imports."""
+"""`import pe_core` is quick, whole and without effect; `pe_core.model` is known to the Auto classes in any order of imports."""
 
 import subprocess
 import sys
@@ -20,19 +20,20 @@ def test_importing_loads_neither_torch_nor_transformers():
 
 
 def test_importing_leaves_the_process_as_it_is():
-    code = "import os, threading; before = dict(os.environ); import pe_core; assert dict(os.environ) == before"
-    python(code + "; assert threading.active_count() == 1; assert not hasattr(pe_core, 'process')")
+    state = "(dict(os.environ), list(sys.meta_path), list(sys.path_hooks), threading.active_count(), warnings.filters[:])"
+    code = f"import os, sys, threading, warnings; before = {state}; import pe_core; assert {state} == before"
+    python(code + "; assert not hasattr(pe_core, 'process')")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
-        "import pe_core; from transformers import AutoConfig, AutoModelForCausalLM",
-        "from transformers import AutoConfig, AutoModelForCausalLM; import pe_core",
-        "import transformers, pe_core; from transformers import AutoModelForCausalLM, AutoConfig",
         "import pe_core.model; from transformers import AutoConfig, AutoModelForCausalLM",
-        "import pe_core; from transformers import AutoTokenizer, AutoConfig, AutoModelForCausalLM",
+        "from transformers import AutoConfig, AutoModelForCausalLM; import pe_core.model",
+        "import transformers, pe_core.model; from transformers import AutoModelForCausalLM, AutoConfig",
+        "from pe_core import LabForCausalLM; from transformers import AutoConfig, AutoModelForCausalLM",
+        "import pe_core.model; from transformers import AutoTokenizer, AutoConfig, AutoModelForCausalLM",
     ],
 )
 def test_auto_classes_know_the_model(imports):

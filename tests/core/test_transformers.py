@@ -115,7 +115,7 @@ def test_a_pipeline_goes_on_with_a_text(record):
 @pytest.mark.slow
 def test_another_process_needs_no_more_than_the_import(record):
     code = f"""{LOOPBACK_ONLY}
-import pe_core
+import pe_core.model
 from transformers import pipeline
 print(pipeline("text-generation", model={str(record.folder / records.MODEL)!r})("word1", max_new_tokens=3)[0]["generated_text"])
 """
