@@ -1,4 +1,4 @@
-"""The command line: `python -m pe_core run|sweep|estimate|list|show`, for those who want no notebook.
+"""The command line: `python -m pe_core run|sweep|compare|plot|generate|…`, for those who want no notebook.
 
 Every setting of `Experiment` is an option here, a new one without an edit, and is checked by `Experiment` itself.
 """
@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import itertools
 import json
+import math
 import re
 import sys
 import types
@@ -28,6 +29,8 @@ _EXAMPLES = """examples:
   python -m pe_core run --encoding alibi -o slope=0.0625 --samples 1000
   python -m pe_core sweep --encoding none rope alibi --seed 42 43 44 --samples 1000 --json
   python -m pe_core sweep --encoding rope alibi -o alibi.slope=0.0625 -o alibi.slope=0.25
+  python -m pe_core compare --against rope --plot differences.svg
+  python -m pe_core generate alibi-nano-0ad537d630 "The state of"
   python -m pe_core estimate --trials 1000 --encoding rope alibi --workers 8
   python -m pe_core list
   python -m pe_core list encodings
@@ -78,7 +81,7 @@ def _parser() -> _Parser:
         prog="python -m pe_core", description="Train small language models that differ in their position encoding.",
         epilog=_EXAMPLES,
     )  # fmt: skip
-    commands = parser.add_subparsers(metavar="run | sweep | estimate | list | show", required=True)
+    commands = parser.add_subparsers(metavar="run | sweep | compare | plot | generate | estimate | list | show", required=True)
     for command, what in (
         (_run, "train and measure one model"),
         (_sweep, "the same for every combination of the values given"),
@@ -97,7 +100,25 @@ def _parser() -> _Parser:
         _finish(one, command)
     listed = commands.add_parser("list", help="finished runs, or what can be chosen", epilog=_EXAMPLES)
     listed.add_argument("what", nargs="?", default="runs", help=f"{', '.join(_LISTS)} (default: runs)")
+    listed.add_argument("--csv", action="store_true", help="print runs as CSV, with all their settings")
     _finish(listed, _list)
+    compared = commands.add_parser("compare", help="finished runs against each other: intervals and verdicts", epilog=_EXAMPLES)
+    compared.add_argument("chosen", nargs="*", metavar="RUN", help="ids, or beginnings of ids (default: all runs)")
+    compared.add_argument("--against", metavar="MODEL", help="the baseline: a label, an encoding or another short name")
+    compared.add_argument("--csv", action="store_true", help="print the table as CSV")
+    compared.add_argument("--plot", metavar="FILE", help="draw the differences into a file (.svg, .png, .pdf)")
+    _finish(compared, _compare)
+    drawn = commands.add_parser("plot", help="perplexity by position of finished runs, into a file", epilog=_EXAMPLES)
+    drawn.add_argument("chosen", nargs="+", metavar="RUN", help="ids, or beginnings of ids")
+    drawn.add_argument("--file", default="positions.svg", help="where to draw (default: positions.svg)")
+    _finish(drawn, _plot)
+    generated = commands.add_parser("generate", help="continue a text with a finished run's model", epilog=_EXAMPLES)
+    generated.add_argument("run", help="its id, the beginning of its id, or its folder")
+    generated.add_argument("text")
+    generated.add_argument("--tokens", type=int, default=64, metavar="N", help="how many are added at most (default: 64)")
+    generated.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 takes the likeliest (default: 0.8)")
+    generated.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
+    _finish(generated, _generate)
     shown = commands.add_parser("show", help="one finished run", epilog=_EXAMPLES)
     shown.add_argument("run", help="its id, the beginning of its id, or its folder")
     _finish(shown, _show)
@@ -220,7 +241,16 @@ def _sweep(parsed: argparse.Namespace) -> Any:
 
     _at_least_one(workers=parsed.workers)
     trained = sweep(_experiments(parsed), parsed.runs, parsed.fresh, parsed.workers, parsed.address)
-    return _many(trained, parsed.json)
+    listed = _many(trained, parsed.json)
+    if parsed.json:
+        return listed
+    from pe_core.report import compare
+
+    try:
+        answers = [compare.text(*one) for one in compare.comparisons(trained)]
+    except RecordError as error:  # a single model, say
+        answers = [f"Nothing is compared: {error}."]
+    return "\n\n\n".join([listed, *answers])
 
 
 def _estimate(parsed: argparse.Namespace) -> Any:
@@ -241,18 +271,57 @@ def _at_least_one(**values: int | None) -> None:
 
 
 def _show(parsed: argparse.Namespace) -> Any:
+    return _one(_find(parsed.run, parsed.runs), parsed.json)
+
+
+def _find(name: str, folder: str | None) -> Record:
+    """A finished run by its folder, its id, or the beginning of its id."""
     from pe_core import paths, records
 
-    if Path(parsed.run).exists():
-        return _one(records.load(parsed.run), parsed.json)
-    folder = paths.runs(parsed.runs)
-    runs = sorted(path.parent.name for path in folder.glob(f"*/{records.RECORD}"))
-    found = [run for run in runs if run.startswith(parsed.run)]
-    if len(found) > 1 and parsed.run not in found:
-        raise RecordError(f"'{parsed.run}' is the beginning of {len(found)} runs: {', '.join(found)}")
+    if Path(name).exists():
+        return records.load(name)
+    home = paths.runs(folder)
+    runs = sorted(path.parent.name for path in home.glob(f"*/{records.RECORD}"))
+    found = [run for run in runs if run.startswith(name)]
+    if len(found) > 1 and name not in found:
+        raise RecordError(f"'{name}' is the beginning of {len(found)} runs: {', '.join(found)}")
     if not found:
-        raise RecordError(unknown("run", parsed.run, runs) + f" in '{folder}'")
-    return _one(records.load(folder / (parsed.run if parsed.run in found else found[0])), parsed.json)
+        raise RecordError(unknown("run", name, runs) + f" in '{home}'")
+    return records.load(home / (name if name in found else found[0]))
+
+
+def _compare(parsed: argparse.Namespace) -> Any:
+    from pe_core import records
+    from pe_core.report import compare
+
+    found = [_find(name, parsed.runs) for name in parsed.chosen] or records.load_all(parsed.runs)
+    chosen = compare.comparisons(found, parsed.against)
+    if parsed.plot:
+        compare.plot(*chosen[0], parsed.plot)
+    if parsed.csv or parsed.json:
+        import pandas as pd
+
+        together = [
+            compare.table(groups, against).assign(baseline=against, setting=n) for n, (groups, against) in enumerate(chosen)
+        ]
+        frame = pd.concat(together, ignore_index=True)
+        return frame.to_csv(index=False).rstrip() if parsed.csv else json.loads(frame.to_json(orient="records"))
+    return "\n\n\n".join(compare.text(*one) for one in chosen)
+
+
+def _plot(parsed: argparse.Namespace) -> Any:
+    from pe_core.report import compare
+
+    file = compare.plot_positions([_find(name, parsed.runs) for name in parsed.chosen], parsed.file)
+    return {"file": str(file)} if parsed.json else f"Drawn: {file}"
+
+
+def _generate(parsed: argparse.Namespace) -> Any:
+    _at_least_one(tokens=parsed.tokens)
+    if not 0 <= parsed.temperature < math.inf:
+        raise ConfigError(f"temperature={parsed.temperature:g}: should be 0 or more")
+    text = _find(parsed.run, parsed.runs).generate(parsed.text, parsed.tokens, parsed.temperature, parsed.seed)
+    return {"text": text} if parsed.json else text
 
 
 def _list(parsed: argparse.Namespace) -> Any:
@@ -261,7 +330,10 @@ def _list(parsed: argparse.Namespace) -> Any:
     if parsed.what == "runs":
         from pe_core import records
 
-        return _many(records.load_all(parsed.runs), parsed.json)
+        found = records.load_all(parsed.runs)
+        return records.frame(found).to_csv(index=False).rstrip() if parsed.csv else _many(found, parsed.json)
+    if parsed.csv:
+        raise ConfigError(f"list {parsed.what} --csv: only runs are printed as CSV")
     rows = _LISTS[parsed.what]()
     if parsed.json:
         return rows

@@ -83,6 +83,25 @@ def difference(group: list[Record], baseline: list[Record]) -> Paired:
     return percent([(a.heldout, b.heldout) for a, b in pairs])
 
 
+# What may differ between two models that are compared with each other.
+COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed", "lr"}
+
+
+def settings(found: Iterable[Record]) -> list[list[Record]]:
+    """Records apart by what must be equal for a comparison (size, text, training), the setting with most encodings first; of
+    those with as many, the one with most text."""
+    apart: dict[str, list[Record]] = {}
+    for record in found:
+        config = dict(record.experiment)  # through Experiment: settings younger than the record have their defaults
+        key = [config[name] for name in sorted(config) if name not in COMPARED]
+        apart.setdefault(repr([key, record.data["fingerprint"]]), []).append(record)
+    return sorted(apart.values(), key=_weight, reverse=True)
+
+
+def _weight(group: list[Record]) -> tuple[int, int, int]:
+    return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
+
+
 def at_chosen_rates(trained: Iterable[Record]) -> list[Record]:
     """Of models that were tried at several learning rates, the runs at the one with the lowest validation loss.
 
@@ -93,14 +112,14 @@ def at_chosen_rates(trained: Iterable[Record]) -> list[Record]:
     for record in trained:
         settings = {name: value for name, value in _settings(record).items() if name not in ("lr", "samples")}
         alike.setdefault(repr(settings), []).append(record)
-    return [record for runs in alike.values() for record in runs if record.config["lr"] == _chosen_rate(runs)]
+    return [record for runs in alike.values() for record in runs if record.experiment.lr == _chosen_rate(runs)]
 
 
 def _chosen_rate(runs: Sequence[Record]) -> float | None:
-    tried: dict[tuple[int, int], dict[float, float]] = {}
+    tried: dict[tuple[int, int], dict[float | None, float]] = {}
     for record in runs:
-        at = tried.setdefault((record.config["samples"], record.config["seed"]), {})
-        at[record.config["lr"]] = min(epoch["val_loss"] for epoch in record.history)
+        at = tried.setdefault((record.experiment.samples, record.experiment.seed), {})
+        at[record.experiment.lr] = min(epoch["val_loss"] for epoch in record.history)
     most = tried[max(tried, key=lambda at: (len(tried[at]), at))]
     return min(most, key=lambda rate: most[rate])
 

@@ -126,6 +126,29 @@ class Record(pydantic.BaseModel):
 
         return LabForCausalLM.from_pretrained(self._folder / MODEL).eval()
 
+    def generate(self, text: str, tokens: int = 64, temperature: float = 0.8, seed: int = 0) -> str:
+        """The text continued by the run's model, sampled at a temperature (0: always the likeliest token).
+
+        Raises:
+            RecordError: the run was trained on a task, or its weights are gone.
+        """
+        import torch
+
+        self.need_text()
+        if not (self._folder / MODEL).exists():
+            raise RecordError(f"run {self.run}: its weights are not in '{self._folder}'; train it again to generate")
+        with progress.quiet_transformers():
+            tokenizer, model = self.tokenizer(), self.model()
+        # The end-of-text token typed by a user is text, not the control token.
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False, split_special_tokens=True).input_ids
+        if not ids.shape[1]:
+            ids = torch.tensor([[tokenizer.eos_token_id]])
+        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+        with torch.random.fork_rng([]), progress.quiet_transformers():  # it would warn of lengths beyond those trained on
+            torch.manual_seed(seed)
+            made = model.generate(ids, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id, **sampled)
+        return text + str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 

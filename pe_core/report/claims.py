@@ -91,7 +91,7 @@ def cost_of_no_position(found: comparison_of_groups.Groups, nope: str = "NoPE") 
 def scale(group: list[Record]) -> str:
     """How large the runs were, to stand beside their numbers."""
     record, seeds = group[0], len({record.config["seed"] for record in group})
-    windows, tokens, corpus = record.data["windows"]["train"], record.config["seq_len"], record.config["corpus"]
+    windows, tokens, corpus = record.data["windows"]["train"], record.experiment.seq_len, record.experiment.corpus
     return (
         f"{windows:,} training windows of {tokens} tokens from {corpus}, "
         f"{record.parameters / 1e6:.1f} M parameters, {seeds} seed{'s' if seeds > 1 else ''}, "

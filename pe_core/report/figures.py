@@ -23,6 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from pe_core.errors import ConfigError, unknown
+
 # Okabe & Ito's colours: told apart under every common form of colour blindness.
 FAMILY_COLOURS = {
     "none": "#000000",
@@ -59,6 +61,18 @@ def style() -> None:
 def _described(figure: Figure, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
     """What a notebook keeps beside the drawing: the description (see `publish.clean`), and what dark themes have to know."""
     return {}, {"image/svg+xml": {"alt": describe(figure)}, "needs_background": "light"}
+
+
+def save(figure: Figure, file: str | Path) -> Path:
+    """Draw a figure into a file, on white. Raises ConfigError: its ending is none that can be drawn."""
+    file = Path(file)
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if file.suffix.removeprefix(".").lower() not in kinds:
+        raise ConfigError(unknown("picture format", file.suffix or file.name, ["." + kind for kind in kinds]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, facecolor="white", dpi=150)
+    plt.close(figure)
+    return file
 
 
 def describe(figure: Figure) -> str:

@@ -32,8 +32,6 @@ from pe_core.studies.task_accuracy import measure as task_accuracy
 BOOK = paths.ROOT / "book"
 RECORDS = BOOK / "records"
 RANKING = "ranking"  # the study of the front page, by the name of its notebook
-# What may differ between two models that are compared with each other.
-_COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed", "lr"}
 
 
 def published() -> list[Record]:
@@ -57,24 +55,9 @@ def ranked() -> ranking.Budgets:
     return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 
-def settings(found: Sequence[Record]) -> list[list[Record]]:
-    """Records apart by what must be equal for a comparison (size, text, training), the setting with most encodings first; of
-    those with as many, the one with most text."""
-    apart: dict[str, list[Record]] = {}
-    for record in found:
-        config = dict(record.experiment)  # through Experiment: settings younger than the record have their defaults
-        key = [config[name] for name in sorted(config) if name not in _COMPARED]
-        apart.setdefault(json.dumps([key, record.data["fingerprint"]], default=str), []).append(record)
-    return sorted(apart.values(), key=_weight, reverse=True)
-
-
-def _weight(group: list[Record]) -> tuple[int, int, int]:
-    return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
-
-
 def most_text(found: Sequence[Record]) -> Groups:
     """The models of the setting with most training windows, by label."""
-    apart = sorted(settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
+    apart = sorted(comparison.settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
     return comparison.groups(apart[0]) if apart else {}
 
 
@@ -83,7 +66,7 @@ def named(group: Sequence[Record]) -> str:
     record = group[0]
     config, usual = dict(record.experiment), dict(Experiment())
     said = f"{record.data['windows']['train']:,} windows of {config['seq_len']} tokens, {config['corpus']}, {config['preset']}"
-    quiet = _COMPARED | {"samples", "seq_len", "corpus", "preset", "device", "precision", "compile", "lr"}
+    quiet = comparison.COMPARED | {"samples", "seq_len", "corpus", "preset", "device", "precision", "compile", "lr"}
     changed = [f"{name} {value}" for name, value in config.items() if name not in quiet and value != usual[name]]
     return ", ".join([said, f"{config['device']} {config['precision']}", *changed])
 
@@ -239,7 +222,7 @@ def _plain(text: str) -> str:
 def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
     """By setting: the models on record with this encoding, and those to compare them with (the baseline, NoPE)."""
     apart = []
-    for group in settings(found):
+    for group in comparison.settings(found):
         labels = {record.label for record in group if record.config["encoding"] == name}
         if labels:
             beside = {baseline(), encodings.label("none", {})} | labels
@@ -251,7 +234,7 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
     baseline where that was trained in the same setting: every pair of the setting's models is corrected for."""
     rows = []
-    for group in settings(found):
+    for group in comparison.settings(found):
         groups = comparison.groups(group)
         ours = [label for label, runs in groups.items() if runs[0].config["encoding"] == name]
         if not ours:
@@ -291,7 +274,7 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """Models with this encoding as they read other lengths (`extrapolation.recorded`), of the first setting in which they did:
     one row each, one column a length."""
     groups: dict[tuple[str, str], list[dict[int, float | None]]] = {}
-    for group in settings([record for record in found if record.config["encoding"] == name]):
+    for group in comparison.settings([record for record in found if record.config["encoding"] == name]):
         for record in group:
             for remark, bits in extrapolation.recorded(record).items():
                 groups.setdefault((record.label, remark), []).append(bits)
@@ -310,7 +293,9 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
 def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """Models with this encoding as they answer questions (`task_accuracy.frame`), of each task the setting with most text."""
     asked: dict[str, list[Record]] = {}
-    for group in settings([record for record in found if record.config["encoding"] == name and task_accuracy.asked(record)]):
+    for group in comparison.settings(
+        [record for record in found if record.config["encoding"] == name and task_accuracy.asked(record)]
+    ):
         asked.setdefault(group[0].config["corpus"], group)
     chosen = [record for group in asked.values() for record in group]
     return task_accuracy.frame(chosen, [task_accuracy.evaluate(record) for record in chosen])
@@ -366,7 +351,7 @@ def heads(looked: Sequence[Record]) -> Figure | None:
 
 def explorer(found: Sequence[Record]) -> str:
     """The results explorer's data and the place it is drawn in: `book/_static/explorer.js` does the rest, without a server."""
-    data = {"baseline": baseline(), "settings": [_setting(group) for group in settings(found)]}
+    data = {"baseline": baseline(), "settings": [_setting(group) for group in comparison.settings(found)]}
     text = json.dumps(records.without_nan(data), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
     table = "<p>The explorer needs JavaScript; every number it shows also stands in the tables of the experiments.</p>"
     return f'<div id="explorer">{table}</div>\n<script type="application/json" id="explorer-data">{text}</script>'
