@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pe_core import comparison, encodings, metrics, paths, records, stats
+from pe_core import comparison, encodings, metrics, paths, recipes, records, stats
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -59,6 +59,24 @@ def most_text(found: Sequence[Record]) -> Groups:
     """The models of the setting with most training windows, by label."""
     apart = sorted(comparison.settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
     return comparison.groups(apart[0]) if apart else {}
+
+
+def holding(found: Sequence[Record], names: Sequence[str]) -> Groups:
+    """The models of the setting in which most of those with these short names were trained; where several have as many, the
+    one with most text."""
+    wanted = [Experiment(**recipes.model(name)) for name in names]
+
+    def weight(group: list[Record]) -> tuple[int, int]:
+        there = {_kind(record.experiment) for record in group}
+        return sum(_kind(one) in there for one in wanted), int(group[0].config.get("samples", 0))
+
+    apart = sorted(settings(found), key=weight, reverse=True)
+    return comparison.groups(apart[0]) if apart and weight(apart[0])[0] else {}
+
+
+def _kind(made: Experiment) -> tuple[str, str, str]:
+    options = encodings.options(made.encoding, made.options).model_dump_json()
+    return made.encoding, made.attention, options
 
 
 def named(group: Sequence[Record]) -> str:

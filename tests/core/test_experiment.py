@@ -32,14 +32,17 @@ def test_every_metric_comes_from_the_best_weights(library, tmp_path):
     record = runner.run(small(library, epochs=8, lr=0.02, patience=2), tmp_path)
     best = min(record.history, key=lambda row: row["val_loss"])
     assert record.best_epoch == best["epoch"] < len(record.history), "the last epoch must not be the best for this test"
-    assert record.metrics["loss"] == pytest.approx(best["val_loss"], rel=1e-12)
     weighted = [(row["loss"] * row["tokens"], row["tokens"]) for row in record.metrics["position_bins"]]
     assert sum(w for w, _ in weighted) / sum(n for _, n in weighted) == pytest.approx(record.metrics["loss"], rel=1e-12)
     assert np.mean(record.metrics["position_loss"]) == pytest.approx(record.metrics["loss"], rel=1e-12)
-    # The saved model is the measured one.
+    # The saved model is the measured one, on both held-out sides.
     prepared = data.prepare(record.experiment, tmp_path / ".cache")
-    losses = trainer.LossFunction(record.model(), record.experiment).evaluate(prepared.heldout)
-    assert metrics.mean_loss(losses) == best["val_loss"]
+    validation, test = (
+        metrics.mean_loss(trainer.LossFunction(record.model(), record.experiment).evaluate(windows))
+        for windows in (prepared.validation, prepared.test)
+    )
+    assert validation == best["val_loss"]
+    assert record.metrics["loss"] == pytest.approx(test, rel=1e-12)
 
 
 def test_early_stopping_counts_epochs_without_improvement(library, tmp_path):
@@ -58,7 +61,7 @@ def test_weights_not_restored_would_be_an_error(library, tmp_path, monkeypatch):
         return outcome
 
     monkeypatch.setattr(trainer, "train", spoil)
-    with pytest.raises(TrainingError, match="the restored weights give a held-out loss of"):
+    with pytest.raises(TrainingError, match="the restored weights give a validation loss of"):
         runner.run(small(library), tmp_path)
 
 
@@ -80,11 +83,11 @@ def test_interrupted_and_resumed_is_bit_identical(library, tmp_path, monkeypatch
     whole = runner.run(small(library, epochs=3), tmp_path / "whole")
     if mid_epoch:
         monkeypatch.setattr(trainer, "CHECKPOINT_EVERY", 0.0)
-    with interrupted_at(31), pytest.raises(KeyboardInterrupt):  # 22 steps an epoch: the ninth step of the second one
+    with interrupted_at(31), pytest.raises(KeyboardInterrupt):  # 25 steps an epoch: the sixth step of the second one
         runner.run(small(library, epochs=3), tmp_path / "cut")
     (checkpoint,) = (tmp_path / "cut").rglob("checkpoint.pt")
     saved = torch.load(checkpoint, weights_only=True)["state"]
-    assert (saved["epoch"], saved["step"]) == ((2, 8) if mid_epoch else (2, 0))
+    assert (saved["epoch"], saved["step"]) == ((2, 5) if mid_epoch else (2, 0))
     resumed = runner.run(small(library, epochs=3), tmp_path / "cut")
     assert resumed.same_result(whole)
 
@@ -141,7 +144,7 @@ def test_out_of_memory_does_not_throw_a_checkpoint_away(library, tmp_path, monke
 
 def test_divergence_is_an_error(library, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "mean_loss", lambda *_: 800.0)
-    with pytest.raises(TrainingError, match=r"^run rope-nano-\w+: diverged, held-out loss 800 after epoch 1; try a lower lr"):
+    with pytest.raises(TrainingError, match=r"^run rope-nano-\w+: diverged, validation loss 800 after epoch 1; try a lower lr"):
         runner.run(small(library), tmp_path)
 
 
@@ -200,7 +203,7 @@ def test_not_finite_stops_with_epoch_step_and_run(library, tmp_path, monkeypatch
         return losses
 
     monkeypatch.setattr(trainer.LossFunction, "__call__", spoilt)
-    with pytest.raises(TrainingError, match=r"run rope-nano-\w+: not finite at epoch 1, step 5 of 22 .*lower lr"):
+    with pytest.raises(TrainingError, match=r"run rope-nano-\w+: not finite at epoch 1, step 5 of 25 .*lower lr"):
         runner.run(small(library), tmp_path)
 
 

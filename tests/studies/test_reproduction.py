@@ -6,6 +6,7 @@ import pytest
 from helpers import made
 
 from pe_core import comparison, recipes
+from pe_core.site import index
 from pe_core.stats import Estimate
 from pe_core.studies.note import published, report
 
@@ -83,5 +84,13 @@ def test_nothing_is_said_without_runs():
     assert "Too few seeds" in report.luck(report.one_seed({}))
 
 
-def test_the_notes_numbers():
+def test_the_setting_with_the_notes_models_is_compared(found, tmp_path):
     assert published.PERPLEXITY["NoPE"] == 504.6
+    runs = [record for group in found.values() for record in group]
+    longer = [*trained(tmp_path / "longer", "none", 0.3, 0.01), *trained(tmp_path / "longer", "rope", 0.1, 0.01)]
+    for record in longer:
+        record.config["samples"] = 20_000
+    wanted = ("none", "rope", "mla-alibi")
+    assert set(index.holding([*longer, *runs], wanted)) == set(found), "more of the models count for more than more text"
+    assert set(index.holding(longer, wanted)) == {"none", "rope"}
+    assert index.holding([], wanted) == {}

@@ -92,8 +92,8 @@ def test_of_many_models_a_sentence_names_the_largest_differences():
             "high": -1.0,
             "p_holm": 0.01,
             "differs": [True] * 8,
-            "leads": [True] + [False] * 7,
-            "detectable": 2.0,
+            "leads": [True, *[False] * 7],
+            "detectable": 1.5,
             "seeds": 3,
         }
     )
