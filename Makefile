@@ -63,8 +63,9 @@ site-check: .venv/.ready  ## open every page of the site in headless Chromium (t
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,site]'
 	$(BIN)/pytest -m slow tests/site/test_site.py
 
-pages: .venv/.ready  ## make the front page, the results and a page for each encoding from the book's records
+pages: .venv/.ready  ## make the front page, the results, a page for each encoding, and README's tables
 	$(BIN)/python -m pe_core.site.pages $(ENCODINGS)
+	$(BIN)/python -m pe_core.site.readme
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
