@@ -43,6 +43,29 @@ def answer(record: Record, baselines: list[Record]) -> str:
     )
 
 
+def lowest(table: pd.DataFrame, what: str, trained: list[Record]) -> str:
+    """A comparison in one sentence (`comparison.frame`): which of the models called `what` has the lowest perplexity, of which
+    others no difference from it is found, and how large the runs were."""
+    best = table.loc[table.perplexity.idxmin()]
+    known = table[table.p_holm.notna()]
+    size, lead = sentence_scale(trained), f"{best.label} has the lowest test perplexity, {best.perplexity:.1f}"
+    if known.empty:
+        return f"Of {len(table)} {what} {lead}; there is no interval for any difference, so nothing can be concluded ({size})."
+    tied = [label for label in table[table.leads].label if label != best.label]
+    alike = joined(tied) if len(tied) <= FEW else f"{len(tied)} others"
+    rest = f"no difference is found between it and {alike}" if tied else "each of the others is found higher"
+    return f"Of {len(table)} {what} **{lead}**; {rest} ({size})."
+
+
+def sentence_scale(trained: list[Record]) -> str:
+    """How large runs were, for the end of a sentence."""
+    record, seeds = trained[0], len({record.config["seed"] for record in trained})
+    return (
+        f"{record.parameters / 1e6:.1f} M parameters, {record.data['windows']['train']:,} training windows of "
+        f"{record.experiment.seq_len} tokens, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    )
+
+
 def ranking(table: pd.DataFrame, baseline: str) -> str:
     """What a comparison of several models found (`comparison.frame`): the best one, who differs from the baseline after
     Holm's correction, and who is not found to."""
@@ -80,12 +103,19 @@ def cost_of_no_position(found: comparison_of_groups.Groups, nope: str = "NoPE") 
     best = min(means, key=lambda label: means[label])
     if best == nope:
         return f"No encoding did better than {nope}."
-    estimate = comparison_of_groups.difference(found[nope], found[best]).estimate
-    interval = f" (95 % interval {as_range(estimate, ' %')})" if has_interval(estimate) else ""
+    row = _judged(comparison_of_groups.verdicts(found), nope, best)
+    estimate = Estimate(row.percent, row.low, row.high)
+    if row.verdict == comparison_of_groups.NO_DIFFERENCE:
+        return f"No difference is found between {nope} and the best, {best}: {as_percent(row)}."
     return (
         f"Without position information ({nope}) perplexity is {means[nope]:.1f}, {estimate.value:.0f} % above the best, "
-        f"{best}{interval}."
+        f"{best} (interval {as_range(estimate, ' %')}, for all pairs together)."
     )
+
+
+def _judged(judged: pd.DataFrame, label: str, other: str) -> Any:
+    """The row of `comparison.verdicts` for one pair."""
+    return next(judged[(judged.a == label) & (judged.b == other)].itertuples())
 
 
 def scale(group: list[Record]) -> str:
@@ -138,10 +168,19 @@ def paired(name: str, difference: Paired, baseline: str) -> str:
 
 
 def versus(found: comparison_of_groups.Groups, both: list[tuple[str, str]]) -> str:
-    """The first model of each pair against the second, one sentence each."""
-    return "\n\n".join(
-        paired(label, comparison_of_groups.difference(found[label], found[other]), other) for label, other in both
-    )
+    """The first model of each pair against the second, one sentence each: the verdicts that hold for all pairs of models."""
+    judged = comparison_of_groups.verdicts(found)
+    return "\n\n".join(f"{label}: {judgement(_judged(judged, label, other))}." for label, other in both)
+
+
+def judgement(row: Any) -> str:
+    """The verdict on one pair (a row of `comparison.verdicts`), with its interval for all pairs together."""
+    if math.isnan(row.p_holm):
+        return f"{as_number(row.percent, 1, '+')} % against {row.b}; there is no interval, so nothing can be concluded"
+    interval = as_range(Estimate(row.percent, row.low, row.high), " %")
+    if row.verdict == comparison_of_groups.NO_DIFFERENCE:
+        return f"no difference found from {row.b}, {as_number(row.percent, 1, '+')} % perplexity ({interval})"
+    return f"**{abs(row.percent):.1f} % {row.verdict}** perplexity than {row.b} ({interval})"
 
 
 def same_order(found: comparison_of_groups.Groups, others: comparison_of_groups.Groups, where: str) -> str:

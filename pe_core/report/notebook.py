@@ -40,6 +40,18 @@ def begin() -> None:
             shell.user_ns.update({**check(known, given), **quick(known, given)})
 
 
+def source() -> Any:
+    """The parameters and the cells that trained, as they ran: for the end of a page, where its code is not in the way."""
+    from IPython.core.getipython import get_ipython
+    from IPython.display import Markdown
+
+    shell = get_ipython()
+    cells = [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell]
+    shown = [cell for n, cell in enumerate(cells) if n == 0 or cell.startswith(_INJECTED) or "sweep(" in cell]
+    code = "\n\n".join(cell.strip() for cell in shown)
+    return Markdown(f"<details><summary>Parameters and training</summary>\n\n```python\n{code}\n```\n\n</details>")
+
+
 def check(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Given parameters, lists among them made of what a command line can say: `-p seeds 42,43` or `-p seeds 42`.
 

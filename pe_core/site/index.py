@@ -55,12 +55,6 @@ def ranked() -> ranking.Budgets:
     return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 
-def most_text(found: Sequence[Record]) -> Groups:
-    """The models of the setting with most training windows, by label."""
-    apart = sorted(comparison.settings(found), key=lambda group: group[0].data["windows"]["train"], reverse=True)
-    return comparison.groups(apart[0]) if apart else {}
-
-
 def holding(found: Sequence[Record], names: Sequence[str]) -> Groups:
     """The models of the setting in which most of those with these short names were trained; where several have as many, the
     one with most text."""
@@ -70,7 +64,7 @@ def holding(found: Sequence[Record], names: Sequence[str]) -> Groups:
         there = {_kind(record.experiment) for record in group}
         return sum(_kind(one) in there for one in wanted), int(group[0].config.get("samples", 0))
 
-    apart = sorted(settings(found), key=weight, reverse=True)
+    apart = sorted(comparison.settings(found), key=weight, reverse=True)
     return comparison.groups(apart[0]) if apart and weight(apart[0])[0] else {}
 
 

@@ -92,7 +92,9 @@ def test_frame_sentences_tables_and_figures(trained):
     assert re.search(r"would find is \d+\.\d %", said)
     assert "single seed" not in said
     said = claims.cost_of_no_position(found)
-    assert re.search(r"^Without position .* \d+ % above the best, ALiBi \(95 % interval \d+\.\d to \d+\.\d %\)\.$", said)
+    assert re.search(
+        r"^Without position .* \d+ % above the best, ALiBi \(interval \d+\.\d to \d+\.\d %, for all pairs together\)\.$", said
+    )
     assert claims.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
     assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
     shown = tables.comparison(table, "RoPE").to_html()
@@ -156,7 +158,11 @@ def test_one_against_another_and_the_order_elsewhere(trained):
     found = comparison.groups(trained)
     first, second = list(found)[:2]
     said = claims.versus(found, [(second, first)])
-    assert said == claims.paired(second, comparison.difference(found[second], found[first]), first)
+    row = comparison.verdicts(found).query("a == @second and b == @first").iloc[0]
+    assert said.startswith(f"{second}: **{row.percent:.1f} % higher** perplexity than {first} ({row.low:.1f} to ")
+    said = claims.lowest(comparison.frame(found, first), "models", trained)
+    assert re.match(r"Of 3 models \*\*\w+ has the lowest test perplexity, \d+\.\d\*\*; no difference is found between it", said)
+    assert said.endswith("training windows of 128 tokens, 3 seeds).")
     two = {first: found[first], second: found[second]}
     assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
     other = {"a": found[second], "b": found[first]}
@@ -166,10 +172,11 @@ def test_one_against_another_and_the_order_elsewhere(trained):
     assert said.endswith(f"{', '.join(ranked)}, lowest perplexity first; there {', '.join(ranked[::-1])}.")
 
 
-def test_named_by_a_setting_and_compared_in_pairs(trained):
-    chosen = [trained[0], trained[1]]
+def test_named_by_a_setting_and_compared_in_pairs(tmp_path):
+    models = (("rope", "RoPE", 0.0), ("none", "NoPE", 0.3))
+    chosen = [made(tmp_path / name, name, label, shift=shift, noise=0.01) for name, label, shift in models]
     chosen[0].config["precision"], chosen[1].config["precision"] = "fp32", "bf16"
     named = comparison.named_by(chosen, "precision")
     assert [record.label for record in named] == ["RoPE, fp32", "NoPE, bf16"]
     assert named[0].folder == chosen[0].folder
-    assert claims.pairs(comparison.groups(named)).startswith("NoPE, bf16: **35.0 % higher** perplexity than RoPE, fp32")
+    assert claims.pairs(comparison.groups(named)).startswith("NoPE, bf16: **34.6 % higher** perplexity than RoPE, fp32")

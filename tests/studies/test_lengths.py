@@ -73,7 +73,7 @@ def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
         record.config["seq_len"] = 32
     asked = []
 
-    def difference(long, short, longest, length):
+    def difference(long, short, longest, length, windows):
         asked.append(({r.config["seq_len"] for r in long}, {r.config["seq_len"] for r in short}, longest, length))
         return lengths.stats.Paired(lengths.stats.Estimate(1.0, 0.5, 1.5), 0.01)
 
@@ -82,8 +82,10 @@ def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
     (name,) = found
     assert asked == [({32}, {trained[0].config["seq_len"]}, 32, 16)]
     assert report.gains(found, "trained at 16") == (
-        f"{name}: **1.0 % higher** perplexity than trained at 16 (95 % interval 0.5 to 1.5 %)."
+        f"{name}: **1.0 % higher** perplexity than trained at 16 (95 % interval 0.5 to 1.5 %; p = 0.010 after Holm's "
+        "correction)."
     )
+    assert report.answer(found, "16 tokens", "tiny") == f"**Against 16 tokens, they raise it for {name} (+1.0 %)** (tiny)."
 
 
 def test_a_length_that_does_not_divide_is_refused(trained):

@@ -139,7 +139,9 @@ def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windo
     return pd.DataFrame(rows)
 
 
-def difference(records: Sequence[Record], baseline: Sequence[Record], longest: int, length: int | None = None) -> stats.Paired:
+def difference(
+    records: Sequence[Record], baseline: Sequence[Record], longest: int, length: int | None = None, windows: int = WINDOWS
+) -> stats.Paired:
     """By how many percent the perplexity of one group is higher than another's on the same text, paired by seed and document.
 
     Args:
@@ -147,14 +149,16 @@ def difference(records: Sequence[Record], baseline: Sequence[Record], longest: i
     """
 
     def at(record: Record) -> HeldOut:
-        return heldout(record, length or record.config["seq_len"], longest)
+        return heldout(record, length or record.config["seq_len"], longest, windows)
 
     return comparison.percent([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
 
 
-def gains(records: Sequence[Record], longest: int, length: int | None = None) -> dict[str, stats.Paired]:
-    """For each label: the model trained at the longest length against the one trained at the shortest, on the same text.
-    Negative means that longer windows help.
+def gains(
+    records: Sequence[Record], longest: int, length: int | None = None, windows: int = WINDOWS
+) -> dict[str, stats.Paired]:
+    """For each label: the model trained at the longest length against the one trained at the shortest, on the same text, with
+    p after Holm's correction over the labels. Negative means that longer windows help.
 
     Args:
         length: the context both are measured at; `None` measures each at the length it was trained at.
@@ -164,5 +168,6 @@ def gains(records: Sequence[Record], longest: int, length: int | None = None) ->
         group = [record for record in records if record.label == label]
         ends = [end(record.config["seq_len"] for record in group) for end in (min, max)]
         short, long = ([record for record in group if record.config["seq_len"] == length] for length in ends)
-        found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest, length)
-    return found
+        found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest, length, windows)
+    p_holm = stats.holm([one.p for one in found.values()])
+    return {name: stats.Paired(one.estimate, float(p)) for (name, one), p in zip(found.items(), p_holm, strict=True)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,9 +57,12 @@ def windows(record: Record, longest: int) -> int:
     return max(2, round(experiment.heldout_windows * experiment.seq_len / longest))
 
 
-def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
+def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = None) -> list[Reading]:
     """Every model at every length, as trained and, beyond the length trained at, with each encoding that may stand in for its
     own (`Encoding.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
+
+    Args:
+        count: windows of the longest length that are read; `None` is `windows`.
 
     Raises:
         ConfigError: a length that is not an even divisor of the longest.
@@ -68,14 +72,16 @@ def measure(trained: Sequence[Record], at: Sequence[int]) -> list[Reading]:
         if at[-1] % length or length % 2:
             raise ConfigError(f"length={length}: an even divisor of longest={at[-1]} is needed")
     if hardware.device("auto") == "cpu" and len(trained) > 1:
-        lengths.text(trained[0], at[-1], windows(trained[0], at[-1]))  # before several processes would build it at once
-        jobs = {record.run: (record.folder, at) for record in trained}
+        lengths.text(
+            trained[0], at[-1], count or windows(trained[0], at[-1])
+        )  # before several processes would build it at once
+        jobs = {record.run: (record.folder, at, count) for record in trained}
         processes.map_processes(_measure_folder, jobs, min(processes.cores(), len(jobs)))
     found: dict[tuple[str, int], Reading] = {}
     said: set[str] = set()
     for record in progress.bar(trained, "Other lengths", unit=" runs"):
         for length in at:
-            for remark, losses in _of(record, length, at[-1]).items():
+            for remark, losses in _of(record, length, at[-1], count).items():
                 label = f"{record.label}, {remark}" if remark else record.label
                 empty = Reading(label, record.family, record.config["seq_len"], length, {}, {}, remark)
                 reading = found.setdefault((label, length), empty)
@@ -123,15 +129,15 @@ def recorded(record: Record) -> dict[str, dict[int, float | None]]:
         raise record.unreadable(files[-1], error) from None
 
 
-def _measure_folder(folder: Path, at: list[int]) -> None:
+def _measure_folder(folder: Path, at: list[int], count: int | None) -> None:
     record = records.load(folder)
     for length in at:
-        _of(record, length, at[-1])
+        _of(record, length, at[-1], count)
 
 
-def _of(record: Record, length: int, longest: int) -> dict[str, tuple[HeldOut, HeldOut] | ConfigError]:
+def _of(record: Record, length: int, longest: int, count: int | None) -> dict[str, tuple[HeldOut, HeldOut] | ConfigError]:
     """Losses of a model at one length, by what stands in for its encoding ("" for its own), or why there are none."""
-    trained, count = record.config["seq_len"], windows(record, longest)
+    trained, count = record.config["seq_len"], count or windows(record, longest)
     own: tuple[str | None, dict[str, Any] | None] = None, None
     others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(length, trained))
     found: dict[str, tuple[HeldOut, HeldOut] | ConfigError] = {}
@@ -182,8 +188,9 @@ def ranking(readings: Sequence[Reading], length: int | None = None) -> pd.DataFr
 
     Returns:
         columns label, family, seeds, bits, bits_low, bits_high (per byte), and percent (of the best one's perplexity), low,
-        high, p, p_holm, differs, as in `comparison.frame`. Models without such positions come last, all NaN. The tests are
-        those of a winner known beforehand; that it was chosen among several makes the nearest ones look a little worse.
+        high, p, p_holm, differs, as in `comparison.frame`. Models without such positions come last, all NaN. Holm's correction
+        is for all pairs of models, so that the best one may be picked after looking. Seed variances are not pooled: models that
+        break at a length vary far more than those that do not.
     """
     longest, tokens = max(reading.length for reading in readings), scored(readings)
     at = [reading for reading in readings if reading.length == (length or longest)]
@@ -206,7 +213,8 @@ def ranking(readings: Sequence[Reading], length: int | None = None) -> pd.DataFr
                 **_columns(against),
             }
         )
-    return _corrected(rows)
+    others = [_paired(ends[a], ends[b]).p for a, b in combinations(ends, 2) if best not in (a, b) and ends[a] and ends[b]]
+    return _corrected(rows, others)
 
 
 def changes(readings: Sequence[Reading]) -> pd.DataFrame:
@@ -272,8 +280,9 @@ def _columns(difference: Paired) -> dict[str, float]:
     return {"percent": value, "low": low, "high": high, "p": difference.p}
 
 
-def _corrected(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def _corrected(rows: list[dict[str, Any]], others: Sequence[float] = ()) -> pd.DataFrame:
+    """With Holm's correction for these rows and other tests beside them."""
     table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["label", "family", *_columns(Paired(_NOTHING, math.nan))])
-    table["p_holm"] = stats.holm(table.p.to_numpy(float))
+    table["p_holm"] = stats.holm([*table.p.astype(float), *others])[: len(table)]
     table["differs"] = table.p_holm < 0.05
     return table

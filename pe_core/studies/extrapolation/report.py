@@ -16,8 +16,42 @@ from pe_core.stats import Estimate, Paired
 
 
 def gains(found: dict[str, Paired], against: str) -> str:
-    """Whom longer windows help (`lengths.gains`), one sentence each."""
-    return "\n\n".join(claims.paired(name, gain, against) for name, gain in found.items())
+    """Whom longer windows help (`lengths.gains`), one sentence each; found where the corrected p is below 0.05."""
+    return "\n\n".join(f"{name}: {_gain(gain, against)}" for name, gain in found.items())
+
+
+def answer(found: dict[str, Paired], against: str, size: str) -> str:
+    """The same in one sentence, with the size of the runs."""
+    known = {name: gain for name, gain in found.items() if claims.has_interval(gain.estimate)}
+    helped, hurt = (
+        [f"{name} ({claims.as_number(gain.estimate.value, 1, '+')} %)" for name, gain in known.items() if _found(gain, sign)]
+        for sign in (-1, 1)
+    )
+    if not known:
+        return f"There is no interval for any difference, so nothing can be concluded ({size})."
+    parts = [f"longer windows lower the perplexity of {claims.joined(helped)}"] if helped else []
+    parts += [f"they raise it for {claims.joined(hurt)}"] if hurt else []
+    rest = len(known) - len(helped) - len(hurt)
+    parts += (
+        [f"for {'the other ' if parts else ''}{rest} model{'s' if rest > 1 else ''} no difference is found"] if rest else []
+    )
+    said = "; ".join(parts)
+    return f"**Against {against}, {said}** ({size})."
+
+
+def _found(gain: Paired, sign: int) -> bool:
+    return gain.p < 0.05 and gain.estimate.value * sign > 0
+
+
+def _gain(gain: Paired, against: str) -> str:
+    value, interval = gain.estimate.value, claims.as_range(gain.estimate, " %")
+    if not claims.has_interval(gain.estimate):
+        return f"{claims.as_number(value, 1, '+')} % against {against}; there is no interval, so nothing can be concluded."
+    if not gain.p < 0.05:
+        found = f"no difference found from {against}, {claims.as_number(value, 1, '+')} % perplexity"
+    else:
+        found = f"**{abs(value):.1f} % {'higher' if value > 0 else 'lower'}** perplexity than {against}"
+    return f"{found} (95 % interval {interval}; {claims.as_p(gain.p)} after Holm's correction)."
 
 
 def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_at: int) -> str:
@@ -41,9 +75,14 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
     found.append(
         "Percentages are differences in perplexity of the last tokens of each window with 95 % intervals, paired by seed and "
         f"document: first between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. "
-        "They count as found where p < 0.05 after Holm's correction."
+        "They count as found where p < 0.05 after Holm's correction, the first over all pairs of models. Half of the intervals "
+        f"reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
     )
     return "\n\n".join(found)
+
+
+def _reach(rows: pd.DataFrame) -> float:
+    return float(((rows.high - rows.low) / 2).median())
 
 
 def _winner(ranked: pd.DataFrame, length: int, trained_at: int) -> list[str]:
