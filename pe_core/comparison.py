@@ -21,7 +21,8 @@ Groups = dict[str, list[Record]]
 
 
 def groups(records: Sequence[Record]) -> Groups:
-    """Records by label, each group sorted by seed.
+    """Records by label, each group sorted by seed. Within groups a label is as good as an identity: two models that share one
+    are refused, and a record's label follows from its settings.
 
     Raises:
         RecordError: two runs of a group differ in more than the seed, or were measured on different text. Those that
@@ -250,6 +251,7 @@ def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.F
 
 def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
     """`_stack` of what the losses of the common models and seeds have risen by since."""
+    _need_same_models(found, since)
     seeds = {record.config["seed"] for groups in (found, since) for group in groups.values() for record in group}
     for group in [group for label in found if label in since for group in (found[label], since[label])]:
         seeds &= {record.config["seed"] for record in group}
@@ -264,6 +266,19 @@ def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str
     return labels, losses_MSD - before_MSD, tokens_D
 
 
+def _need_same_models(a: Groups, b: Groups) -> None:
+    """Raises RecordError: one label stands for two models."""
+    for label in a:
+        if label in b and a[label][0].identity != b[label][0].identity:
+            raise RecordError(f"runs {a[label][0].run} and {b[label][0].run} are both '{label}' and differ in their settings")
+
+
+def of_encoding(found: Groups, name: str) -> str | None:
+    """The label of the model with this encoding and multi-head attention; `None` where there is none."""
+    settings = {label: group[0].experiment for label, group in found.items()}
+    return next((label for label, e in settings.items() if (e.encoding, e.attention) == (name, "mha")), None)
+
+
 def sources(record: Record) -> dict[str, slice]:
     """Which rows of a run's held-out losses belong to each source of a mixture; none for a corpus of one source."""
     ends = np.cumsum(list(record.data.get("sources", {}).values())).tolist()
@@ -276,6 +291,7 @@ def rank_correlation(a: Groups, b: Groups, rows_a: slice | None = None, rows_b: 
     The interval is over seeds and documents: models' means are drawn anew, from resamples of the documents and normal noise of
     the pooled seed variance. Noise makes two rankings differ more than the true ones do, so the interval lies low.
     """
+    _need_same_models(a, b)
     shared = [label for label in a if label in b]
     drawn = [_draw_means({label: found[label] for label in shared}, rows) for found, rows in ((a, rows_a), (b, rows_b))]
     (means_a, draws_a), (means_b, draws_b) = drawn

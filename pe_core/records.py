@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import pydantic
 
 from pe_core import encodings, metrics, paths, progress
 from pe_core.config import Experiment
-from pe_core.errors import RecordError
+from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
 from pe_core.stats import Estimate
 
@@ -34,7 +35,7 @@ class Record(pydantic.BaseModel):
 
     Attributes:
         run: the run's id, also the name of its folder.
-        label: the encoding with its options, for tables and figures.
+        label: the encoding with its options, for tables and figures: of a record that is read, as this checkout calls them.
         config: the resolved experiment.
         data: corpus, licence, split, counts, and the fingerprint of the windows.
         parameters: number of weights.
@@ -70,6 +71,19 @@ class Record(pydantic.BaseModel):
     @property
     def experiment(self) -> Experiment:
         return Experiment(**self.config)
+
+    @property
+    def identity(self) -> str:
+        """Which model it is, whatever tables call it: encoding, all its options, attention, and what training started from."""
+        settings = dict(self.config)
+        try:
+            settings = dict(self.experiment)  # settings and options younger than the record have their defaults
+            options = encodings.options(settings["encoding"], settings["options"]).model_dump()
+        except ConfigError:  # the encoding's file is gone, or another checkout's
+            options = settings["options"]
+        names = ("encoding", "attention", "kv_dim", "rope_dim")
+        start = (settings.get("start") or "").partition("-")[0]  # its id holds the seed
+        return json.dumps([*(settings.get(name) for name in names), options, start], sort_keys=True, default=str)
 
     @property
     def family(self) -> str:
@@ -224,6 +238,10 @@ def _parsed(text: str, file: Path) -> Record:
         first = error.errors()[0]
         raise RecordError(f"run record '{file}': {first['loc'][0]}: {first['msg']}") from None
     record._folder = file.parent
+    # Tables join by label. Each is made again from what it stands for, so that runs of before and after a title was changed
+    # still belong together, and none is found under a name that now means another model.
+    with suppress(ConfigError):  # the encoding's file is gone, or another checkout's: the name it had
+        record.label = record.experiment.label
     return record
 
 

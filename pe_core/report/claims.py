@@ -95,10 +95,13 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     return "\n\n".join(found)
 
 
-def cost_of_no_position(found: comparison_of_groups.Groups, nope: str = "NoPE") -> str:
+def cost_of_no_position(found: comparison_of_groups.Groups) -> str:
     """How much position information matters: no encoding against the best one (`comparison.groups`), with its interval."""
-    if nope not in found:
-        return f"{nope} was not trained, so nothing can be said about what position information is worth."
+    nope = comparison_of_groups.of_encoding(found, "none")
+    if nope is None:
+        return (
+            "No model without position encoding was trained, so nothing can be said about what position information is worth."
+        )
     means = {label: stats.over_seeds([r.metrics["perplexity"]["value"] for r in group]).value for label, group in found.items()}
     best = min(means, key=lambda label: means[label])
     if best == nope:

@@ -4,10 +4,12 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import made
 
-from pe_core import Experiment, comparison, metrics, recipes, records
+from pe_core import Experiment, comparison, encodings, metrics, recipes, records
+from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, RecordError
 from pe_core.report import claims, figures, tables
 
@@ -96,7 +98,7 @@ def test_frame_sentences_tables_and_figures(trained):
         r"^Without position .* \d+ % above the best, ALiBi \(interval \d+\.\d to \d+\.\d %, for all pairs together\)\.$", said
     )
     assert claims.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
-    assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("NoPE was not trained")
+    assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("No model without position encoding")
     shown = tables.comparison(table, "RoPE").to_html()
     assert shown.index("ALiBi") < shown.index("NoPE")
     assert "rope-1" in tables.runs(trained).to_html()
@@ -180,3 +182,33 @@ def test_named_by_a_setting_and_compared_in_pairs(tmp_path):
     assert [record.label for record in named] == ["RoPE, fp32", "NoPE, bf16"]
     assert named[0].folder == chosen[0].folder
     assert claims.pairs(comparison.groups(named)).startswith("NoPE, bf16: **34.6 % higher** perplexity than RoPE, fp32")
+
+
+def test_renaming_a_title_changes_no_result(tmp_path, monkeypatch):
+    """Runs of before and after belong together, and every number, verdict and sentence is the same but for the name."""
+    for seed in (1, 2):
+        for name, shift in (("none", 0.3), ("rope", 0.0), ("alibi", 0.02)):
+            made(tmp_path / f"{name}-{seed}", name, encodings.label(name, {}), seed, shift + 0.01 * seed, noise=0.01)
+
+    def results():
+        found = comparison.groups(records.load_all(tmp_path))
+        rope = encodings.label("rope", {})
+        table = comparison.frame(found, rope)
+        said = claims.cost_of_no_position(found) + claims.ranking(table, rope)
+        return [table.drop(columns="label"), comparison.verdicts(found).drop(columns=["a", "b"])], said
+
+    before, said = results()
+    for name in ("none", "rope"):
+        monkeypatch.setattr(ENCODINGS[name], "label", classmethod(lambda cls, options, name=name: f"{name} by another name"))
+    after, renamed = results()
+    for a, b in zip(before, after, strict=True):
+        pd.testing.assert_frame_equal(a, b)
+    assert "NoPE" in said
+    assert "NoPE" not in renamed
+    assert renamed.replace("none by another name", "NoPE").replace("rope by another name", "RoPE 25 %") == said
+
+
+def test_one_label_for_two_models_is_refused(tmp_path):
+    two = [made(tmp_path / name, name, "one name") for name in ("rope", "none")]
+    with pytest.raises(RecordError, match="are both 'one name' and differ"):
+        comparison.rank_correlation(*({"one name": [record]} for record in two))

@@ -17,6 +17,8 @@ from pe_core.stats import Estimate
 from pe_core.studies.note import measure, published
 
 Row = tuple[str, str, str, str]
+# What the note compares NoPE with, in its own words, and our short name of the same model.
+_THEIR_BASELINES = {"RoPE 25 %": "rope", "ALiBi + MLA": "mla-alibi"}
 
 
 def group(found: Groups, name: str) -> list[Record] | None:
@@ -43,7 +45,7 @@ def point_by_point(found: Groups) -> pd.DataFrame:
     if nope:
         values = [record.metrics["perplexity"]["value"] for record in nope]
         rows.append(("NoPE, perplexity", f"{published.PERPLEXITY['NoPE']:.1f}", f"{sum(values) / len(values):.1f}", _CANNOT))
-    for label, other in (("RoPE 25 %", rope), ("ALiBi + MLA", alibi)):
+    for label, other in zip(_THEIR_BASELINES, (rope, alibi), strict=True):
         if nope and other:
             ours = comparison.difference(nope, other).estimate
             theirs = published.DEGRADATION_PERCENT[label]
@@ -217,10 +219,11 @@ def degradation_table(record: Record, baselines: list[Record]) -> Styler:
             "perplexity": tables.interval(difference["absolute"], 2),
             "percent": tables.interval(difference["percent"]),
         }
-        if baseline.label in published.DEGRADATION:
+        theirs = [name for name, short in _THEIR_BASELINES.items() if group({"": [baseline]}, short)]
+        for name in theirs:
             columns["the note"] = {
-                "perplexity": f"{published.DEGRADATION[baseline.label]:.1f}",
-                "percent": f"{published.DEGRADATION_PERCENT[baseline.label]:.1f}",
+                "perplexity": f"{published.DEGRADATION[name]:.1f}",
+                "percent": f"{published.DEGRADATION_PERCENT[name]:.1f}",
             }
     return tables.styled(pd.DataFrame(columns))
 
