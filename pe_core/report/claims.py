@@ -106,7 +106,7 @@ def cost_of_no_position(found: comparison_of_groups.Groups) -> str:
     best = min(means, key=lambda label: means[label])
     if best == nope:
         return f"No encoding did better than {nope}."
-    row = _judged(comparison_of_groups.verdicts(found), nope, best)
+    row = judged(comparison_of_groups.verdicts(found), nope, best)
     estimate = Estimate(row.percent, row.low, row.high)
     if row.verdict == comparison_of_groups.NO_DIFFERENCE:
         return f"No difference is found between {nope} and the best, {best}: {as_percent(row)}."
@@ -116,9 +116,9 @@ def cost_of_no_position(found: comparison_of_groups.Groups) -> str:
     )
 
 
-def _judged(judged: pd.DataFrame, label: str, other: str) -> Any:
+def judged(verdicts: pd.DataFrame, label: str, other: str) -> Any:
     """The row of `comparison.verdicts` for one pair."""
-    return next(judged[(judged.a == label) & (judged.b == other)].itertuples())
+    return next(verdicts[(verdicts.a == label) & (verdicts.b == other)].itertuples())
 
 
 def scale(group: list[Record]) -> str:
@@ -172,8 +172,8 @@ def paired(name: str, difference: Paired, baseline: str) -> str:
 
 def versus(found: comparison_of_groups.Groups, both: list[tuple[str, str]]) -> str:
     """The first model of each pair against the second, one sentence each: the verdicts that hold for all pairs of models."""
-    judged = comparison_of_groups.verdicts(found)
-    return "\n\n".join(f"{label}: {judgement(_judged(judged, label, other))}." for label, other in both)
+    verdicts = comparison_of_groups.verdicts(found)
+    return "\n\n".join(f"{label}: {judgement(judged(verdicts, label, other))}." for label, other in both)
 
 
 def judgement(row: Any) -> str:

@@ -44,7 +44,7 @@ def test_every_notebook_is_in_the_book_or_said_not_to_be():
     pages = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
     readme = (ROOT / "README.md").read_text().splitlines()
     for path in NOTEBOOKS:
-        (row,) = (line for line in readme if line.startswith(f"| `{path.name}` |"))
+        (row,) = (line for line in readme if line.startswith(f"| [`{path.stem}`](notebooks/{path.name}) |"))
         assert row.endswith("| yes |" if f"experiments/{path.stem}" in pages else "| not yet |"), path.name
     for name in ("_toc.yml", "_config.yml"):
         assert os.path.samefile(ROOT / "book" / name, ROOT / name)

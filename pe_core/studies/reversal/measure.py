@@ -290,14 +290,18 @@ def permutation_p(blocks: Sequence[Floats], resamples: int = RESAMPLES) -> float
 
 
 def frame(trained: Sequence[Record], measured: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per model and cell: label, family, direction, stated, phrasing, facts, chance, each metric with `_low` and
-    `_high`, `p`, and `p_holm`: Holm's correction over all cells whose facts were stated the same way and are asked for in the
-    same kind of phrasing, over both directions and all models. `known` is whether `p_holm` < 0.05."""
-    rows = []
+    """One row per model and cell, over seeds: label, family, direction, stated, phrasing, facts, chance, each metric with
+    `_low` and `_high`, `p`, and `p_holm`: Holm's correction over all cells whose facts were stated the same way and are asked
+    for in the same kind of phrasing, over both directions and all models. `known` is whether `p_holm` < 0.05."""
+    rows, of = [], dict[str, list[tuple[Record, dict[str, Any]]]]()
     for record, found in zip(trained, measured, strict=True):
+        of.setdefault(record.label, []).append((record, found))
+    for group in of.values():
+        record, found = group[0]
         directions = list(dict.fromkeys(cell["direction"] for cell in found["cells"]))
         ways = get_args(fact_sentences.Stated)
-        for cell in sorted(found["cells"], key=lambda cell: (ways.index(cell["stated"]), directions.index(cell["direction"]))):
+        cells = [_over_seeds(list(same)) for same in zip(*(one["cells"] for _, one in group), strict=True)]
+        for cell in sorted(cells, key=lambda cell: (ways.index(cell["stated"]), directions.index(cell["direction"]))):
             row = {name: cell[name] for name in ("direction", "stated", "phrasing", "facts", "left_out", "chance", "p")}
             for name in METRICS:
                 row |= {name: cell[name]["value"], f"{name}_low": cell[name]["low"], f"{name}_high": cell[name]["high"]}
@@ -310,6 +314,18 @@ def frame(trained: Sequence[Record], measured: Sequence[dict[str, Any]]) -> pd.D
         table.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
     table["known"] = table.p_holm < 0.05
     return table
+
+
+def _over_seeds(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same questions asked of a model's seeds: means over seeds, intervals over facts, and twice the median p, which holds
+    however the seeds' tests depend on each other (Rüger 1978)."""
+    if len(cells) == 1 or not cells[0]["facts"]:
+        return cells[0]
+    each = {name: np.mean([cell["each"][name] for cell in cells], axis=0) for name in _EACH}
+    means = {name: _mean(each[name], np.ones(len(each[name]))) for name in ("gain", "rank", "first", "exact")}
+    means["perplexity"] = bootstrap(lambda s: np.exp(s[0] / s[1]), each["loss"], each["tokens"])
+    p = [math.nan if cell["p"] is None else cell["p"] for cell in cells]
+    return {**cells[0], **{name: one._asdict() for name, one in means.items()}, "p": min(1.0, 2 * float(np.median(p)))}
 
 
 def unseen(table: pd.DataFrame) -> pd.DataFrame:
