@@ -1,6 +1,7 @@
 """One run in several processes (data parallel), as `torchrun` and `accelerate launch` start them.
 
-Each process trains on its part of every batch, and their gradients are added up; the first process alone writes, and speaks.
+Each process trains on its part of every batch, and their gradients are added up; the first process alone writes files
+and prints.
 The launcher's environment says how many there are. Where there is one, nothing here does anything.
 """
 
@@ -51,11 +52,11 @@ def join(device: str) -> None:
         torch.cuda.set_device(card)  # from here on, `cuda` is this card
     if "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         raise ConfigError(f"WORLD_SIZE={processes()} without RANK and MASTER_ADDR: start with torchrun or accelerate launch")
-    # The others may wait for hours while the first one reads a corpus. Where one dies, the launcher ends them all.
+    # The others may wait for hours while the first one reads a corpus. Where one exits early, the launcher ends them all.
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     atexit.register(distributed.destroy_process_group)
     if rank() > 0:
-        progress.to_parent(lambda _: None, "")  # what it would say, the first one says
+        progress.to_parent(lambda _: None, "")  # the first one prints the same
 
 
 def local_rows(batch_size: int) -> slice:

@@ -298,7 +298,7 @@ def frame(records: list[Record] | None = None, runs: str | Path | None = None) -
     for record in load_all(runs) if records is None else records:
         try:
             rows.append(_row(record))
-        except (KeyError, TypeError) as error:  # of another version that forgot to raise its schema's
+        except (KeyError, TypeError) as error:  # written by a version that changed the schema without a new number
             progress.say(f"Left out: run record '{record.folder / RECORD}' lacks a value ({error}).")
     return pd.DataFrame(rows)
 

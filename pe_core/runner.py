@@ -25,7 +25,7 @@ from pe_core.records import Record
 if TYPE_CHECKING:
     from pe_core.model import LabForCausalLM
 
-LOCK_SECONDS = 10.0  # a run that was just killed may take a moment to let go
+LOCK_SECONDS = 10.0  # a run that was just killed may hold its lock for a moment
 _PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "botocore")
 
 
@@ -141,13 +141,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
     if start is not None:
         _take_weights(model, experiment, start)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    progress.say(
-        f"{label}: {parameters / 1e6:.1f} M parameters ({experiment.preset}) on {experiment.device}, {experiment.precision}"
-        f"{', compiled' if experiment.compile == 'on' else ''}; {len(prepared.train):,} training, "
-        f"{len(prepared.validation):,} validation and {len(prepared.test):,} test windows of {experiment.seq_len} tokens "
-        f"from {experiment.corpus}"
-        + (f"; {prepared.about['facts']['windows']:,} of the training windows hold facts." if experiment.facts else ".")
-    )
+    progress.say(f"{label}: {_scale(experiment, prepared, parameters)}.")
     with tracking.started(folder, experiment.model_dump()) as log:
         state, compute = trainer.train(model, prepared, experiment, folder, log)
 
@@ -196,6 +190,16 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
         created=records.now(),
     )
     record.save(folder)
+
+
+def _scale(experiment: Experiment, prepared: Data, parameters: int) -> str:
+    """How large a run is, and on what it trains."""
+    sizes = f"{len(prepared.train):,} training, {len(prepared.validation):,} validation and {len(prepared.test):,} test windows"
+    return (
+        f"{parameters / 1e6:.1f} M parameters ({experiment.preset}) on {experiment.device}, {experiment.precision}"
+        f"{', compiled' if experiment.compile == 'on' else ''}; {sizes} of {experiment.seq_len} tokens from {experiment.corpus}"
+        + (f"; {prepared.about['facts']['windows']:,} of the training windows hold facts" if experiment.facts else "")
+    )
 
 
 def distinct_labels(waiting: dict[str, Experiment]) -> dict[str, str]:

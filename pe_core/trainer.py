@@ -56,6 +56,24 @@ class TrainState:
     threads: int = field(default_factory=torch.get_num_threads)  # a resumed run keeps to them: sums depend on it
     finished: bool = False
 
+    def add_step(self, loss: float, targets: int, tokens: int, seconds: float, warm: bool) -> None:
+        """Count a step of this epoch. A session's first one compiles, and is no measure of speed."""
+        self.step, self.loss_sum, self.targets = self.step + 1, self.loss_sum + loss * targets, self.targets + targets
+        if warm:
+            self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
+        else:
+            self.startup_seconds += seconds
+
+    def end_epoch(self, val_loss: float, improved: bool, experiment: Experiment) -> dict[str, Any]:
+        """Close the epoch and begin the next; returns the closed one's row of the history."""
+        train_loss = self.loss_sum / self.targets
+        row = {"epoch": self.epoch, "train_loss": train_loss, "val_loss": val_loss, "improved": improved}
+        self.history.append(row)
+        stopped = experiment.schedule == "constant" and self.epoch - self.best_epoch >= experiment.patience
+        self.finished = stopped or self.epoch == experiment.epochs
+        self.epoch, self.step, self.loss_sum, self.targets = self.epoch + 1, 0, 0.0, 0
+        return row
+
 
 def train(
     model: LabForCausalLM, data: Data, experiment: Experiment, folder: Path, log: Log | None = None
@@ -95,17 +113,11 @@ def train(
             inputs, targets = tensors(batch, device)
             loss, norm = train_step(inputs, targets, rate((state.epoch - 1) * steps + step))
             if not math.isfinite(loss + norm):
-                raise TrainingError(
-                    f"run {folder.name}: not finite at epoch {state.epoch}, step {step + 1} of {steps} (loss {loss:g}, "
-                    f"gradient norm {norm:g}); try a lower lr than {experiment.lr:g}, or precision='fp32'"
-                )
+                raise _not_finite(folder, state.epoch, f"step {step + 1} of {steps}", loss, norm, experiment)
             count = targets.numel() if experiment.task is None else int((targets >= 0).sum())
-            state.step, state.loss_sum, state.targets = step + 1, state.loss_sum + loss * count, state.targets + count
             now = time.perf_counter()
-            if warm:
-                state.seconds, state.tokens = state.seconds + now - began, state.tokens + targets.numel()
-            else:
-                state.startup_seconds, warm = state.startup_seconds + now - began, True
+            state.add_step(loss, count, targets.numel(), now - began, warm)
+            warm = True
             bar.update()
             if now - saved > CHECKPOINT_EVERY:
                 _save(folder, model, optimizer, state, best)
@@ -114,25 +126,19 @@ def train(
 
         began = time.perf_counter()
         losses_MT, mask_MT = compute.evaluate(data.validation), loss_mask(data.validation)
-        val_loss = mean_loss(losses_MT, mask_MT)
+        val_loss = mean_loss(losses_MT, mask_MT)  # over all targets, not over windows: tasks have few in each
         state.eval_seconds += time.perf_counter() - began
         if not val_loss < _ABSURD_LOSS:
-            raise TrainingError(
-                f"run {folder.name}: diverged, validation loss {val_loss:g} after epoch {state.epoch}; "
-                f"try a lower lr than {experiment.lr:g}"
-            )
+            raise _diverged(folder, state.epoch, val_loss, experiment)
+        # Under a schedule only the last weights have seen the whole decay, whatever came before was lower or not.
         improved = val_loss < state.best_loss if constant else state.epoch == experiment.epochs
         if improved:
             state.best_epoch, state.best_loss, best = state.epoch, val_loss, _copy(model)
             state.best_check = check_loss(losses_MT, mask_MT)
-        train_loss = state.loss_sum / state.targets
-        state.history.append({"epoch": state.epoch, "train_loss": train_loss, "val_loss": val_loss, "improved": improved})
-        progress.say(progress.epoch_line(state.history[-1]))
+        row = state.end_epoch(val_loss, improved, experiment)
+        progress.say(progress.epoch_line(row))
         if log:
-            log({"train_loss": train_loss, "val_loss": val_loss}, state.epoch)
-        stopped = constant and state.epoch - state.best_epoch >= experiment.patience
-        state.finished = stopped or state.epoch == experiment.epochs
-        state.epoch, state.step, state.loss_sum, state.targets = state.epoch + 1, 0, 0.0, 0
+            log({name: row[name] for name in ("train_loss", "val_loss")}, row["epoch"])
         _save(folder, model, optimizer, state, best)
         saved = time.perf_counter()
         epochs.update()
@@ -140,6 +146,19 @@ def train(
     progress.say(progress.ending_line(state.history, experiment.epochs))
     model.load_state_dict(best)
     return state, compute
+
+
+def _not_finite(folder: Path, epoch: int, step: str, loss: float, norm: float, experiment: Experiment) -> TrainingError:
+    return TrainingError(
+        f"run {folder.name}: not finite at epoch {epoch}, {step} (loss {loss:g}, gradient norm {norm:g}); "
+        f"try a lower lr than {experiment.lr:g}, or precision='fp32'"
+    )
+
+
+def _diverged(folder: Path, epoch: int, val_loss: float, experiment: Experiment) -> TrainingError:
+    return TrainingError(
+        f"run {folder.name}: diverged, validation loss {val_loss:g} after epoch {epoch}; try a lower lr than {experiment.lr:g}"
+    )
 
 
 def learning_rate(experiment: Experiment, steps: int) -> Callable[[int], float]:

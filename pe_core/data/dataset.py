@@ -77,7 +77,7 @@ class Data:
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[Tokens]:
         """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone.
 
-        Windows that do not fill a last batch sit this epoch out; another epoch's order brings them back.
+        Windows that do not fill the last batch are left out of this epoch; another epoch's order is another.
         """
         order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
         for start in range(0, len(order) - size + 1, size):

@@ -72,7 +72,7 @@ def from_hub(
                 if wait is None:
                     raise hub_error(f"corpus='{name}'", error) from error
                 at = (rows.state_dict() if rows is not None else None) or at
-                progress.say(f"{name}: the hub stumbled ({_reason(error)}); going on in {wait:g} s.")
+                progress.say(f"{name}: reading from the hub failed ({_reason(error)}); trying again in {wait:g} s.")
                 time.sleep(wait)
 
     articles = f":{heading}" if heading else ""

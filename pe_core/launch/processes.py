@@ -129,7 +129,7 @@ def _work(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    """A worker's whole life: one job, and one answer (error, result)."""
+    """Runs in a worker: does one job, sends (error, result)."""
     os.chdir(place[0])  # the server may have been started elsewhere
     os.environ.update(place[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends the workers

@@ -1,7 +1,8 @@
 """A sweep on a Ray cluster: one trial a GPU, or a core, on whichever machine is free.
 
-A trial whose worker dies is tried again. Where all machines see the runs folder it goes on from its checkpoint; where `runs` is
-a URL, trials train in a folder of their machine's own and copy what they have finished there, and this machine copies it back.
+A trial whose worker process ends early is tried again. Where all machines see the runs folder it goes on from its
+checkpoint; where `runs` is a URL, trials train in a folder of their machine's own and copy what they have finished there, and
+this machine copies it back.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _trial(one: Experiment, runs: str, fresh: bool, label: str, messages: Any) -> tuple[LabError | None, str]:
-    """A worker's whole life: one experiment, and one answer (error, id of the run)."""
+    """Runs in a worker: trains one experiment, returns (error, id of the run)."""
     progress.to_parent(messages.put, label)
     url = runs if "://" in runs else None
     try:
