@@ -52,7 +52,7 @@ def lowest(table: pd.DataFrame, what: str, trained: list[Record]) -> str:
     if known.empty:
         return f"Of {len(table)} {what} {lead}; there is no interval for any difference, so nothing can be concluded ({size})."
     tied = [label for label in table[table.leads].label if label != best.label]
-    alike = joined(tied) if len(tied) <= FEW else f"{len(tied)} others"
+    alike = f"{len(tied)} others" if len(tied) > FEW else joined(tied) if tied else ""
     rest = f"no difference is found between it and {alike}" if tied else "each of the others is found higher"
     return f"Of {len(table)} {what} **{lead}**; {rest} ({size})."
 

@@ -156,7 +156,7 @@ def test_every_encoding_is_a_choice(encoding):
     assert not any(name.startswith("mla") for name in every)
 
 
-def test_one_against_another_and_the_order_elsewhere(trained):
+def test_one_against_another_and_the_order_elsewhere(trained, tmp_path):
     found = comparison.groups(trained)
     first, second = list(found)[:2]
     said = claims.versus(found, [(second, first)])
@@ -165,6 +165,11 @@ def test_one_against_another_and_the_order_elsewhere(trained):
     said = claims.lowest(comparison.frame(found, first), "models", trained)
     assert re.match(r"Of 3 models \*\*\w+ has the lowest test perplexity, \d+\.\d\*\*; no difference is found between it", said)
     assert said.endswith("training windows of 128 tokens, 3 seeds).")
+    models = (("rope", "RoPE", 0.0), ("none", "NoPE", 0.3))
+    apart = [made(tmp_path / f"apart-{name}", name, label, shift=shift, noise=0.01) for name, label, shift in models]
+    said = claims.lowest(comparison.frame(comparison.groups(apart), "RoPE"), "models", apart)
+    assert "**RoPE has the lowest" in said
+    assert "**; each of the others is found higher (" in said
     two = {first: found[first], second: found[second]}
     assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
     other = {"a": found[second], "b": found[first]}
