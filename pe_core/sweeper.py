@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pe_core import data, distributed, paths, progress, records
 from pe_core.config import Experiment
+from pe_core.data.dataset import Data
 from pe_core.errors import ConfigError, LabError
 from pe_core.launch import processes
 from pe_core.records import Record
@@ -44,8 +46,12 @@ def sweep(
     chosen = [experiment.resolved() for experiment in experiments]
     runs = paths.runs(runs)
     names, waiting = [], {}
+    made: dict[tuple[Any, ...], Data] = {}  # a sweep of a hundred runs has a few kinds of data
     for experiment in chosen:
-        prepared = data.prepare(experiment, runs / ".cache")
+        key = tuple(getattr(experiment, name) for name in data.SETTINGS)
+        if key not in made:
+            made[key] = data.prepare(experiment, runs / ".cache")
+        prepared = made[key]
         names.append(name := run_id(experiment, prepared))
         if fresh or not (runs / name / records.RECORD).exists():
             start_record(experiment, prepared, runs)
@@ -61,6 +67,10 @@ def sweep(
     found: dict[str, Record] = {}
     failures: dict[str, Exception] = {}
     for name, experiment in zip(names, chosen, strict=True):
+        if name not in waiting:
+            progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
+            found[name] = records.load(runs / name)
+            continue
         try:
             found[name] = run(experiment, runs, fresh and name not in found)
         except LabError as error:

@@ -8,6 +8,9 @@ from pe_core.config import Experiment
 from pe_core.data import dataset, tasks
 from pe_core.data.dataset import Data
 
+# The settings of an experiment that its data follows from. Runs that share them share their data.
+SETTINGS = ("corpus", "tokenizer", "vocab_size", "preset", "samples", "seq_len", "draw_len", "facts", "facts_rate")
+
 
 def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
     """The windows of a resolved experiment: see `dataset.prepare` and `tasks.prepare`.
