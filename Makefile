@@ -34,7 +34,7 @@ nope: .venv/.ready  ## train RoPE and NoPE, show what differs (SAMPLES=1000 for 
 	@echo "Tables and figures: runs/nope.html"
 
 test: .venv/.ready  ## the tests (a few minutes)
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: .venv/.ready  ## those that compile, start kernels or processes
 	$(BIN)/pytest -m slow --ignore=tests/site/test_site.py

@@ -17,7 +17,7 @@ DOCUMENTS, T = 30, 16
 MODELS = {  # loss above RoPE's, in nats, after little and after much text
     "RoPE 100 %": ("rope", {"rotary_pct": 1.0}, 0.0, 0.0),
     "NoPE": ("none", {}, 0.10, 0.20),
-    "ALiBi": ("alibi", {}, -0.05, 0.05),
+    "ALiBi per head": ("alibi", {}, -0.05, 0.05),
     "FoX": ("fox", {}, -0.08, -0.08),
     "CABLE": ("cable", {}, -0.08, -0.08),
 }
@@ -82,9 +82,9 @@ def test_runs_at_other_rates_are_left_out(budgets):
 def test_differences_have_the_size_that_was_put_in_and_the_verdict_that_follows(budgets):
     table = measure.differences(budgets, "RoPE 100 %").set_index(["samples", "label"])
     assert table.percent[1_600, "NoPE"] == pytest.approx(100 * np.expm1(0.20), abs=0.5)
-    assert table.verdict[100, "ALiBi"] == "lower"
-    assert table.verdict[1_600, "ALiBi"] == "higher"
-    assert table.change_verdict[1_600, "ALiBi"] == "higher"
+    assert table.verdict[100, "ALiBi per head"] == "lower"
+    assert table.verdict[1_600, "ALiBi per head"] == "higher"
+    assert table.change_verdict[1_600, "ALiBi per head"] == "higher"
     assert table.change_verdict[1_600, "FoX"] == comparison.NO_DIFFERENCE
     assert table.tokens[1_600, "FoX"] == 1_600 * T
 
@@ -99,7 +99,7 @@ def test_two_names_of_one_model_tie(budgets):
 
 def test_a_changed_ranking_is_said(budgets):
     said = report.moves(measure.differences(budgets, "RoPE 100 %"), "RoPE 100 %")
-    assert re.search(r"ALiBi's goes from −[45]\.\d % to \+[45]\.\d %", said)
+    assert re.search(r"ALiBi per head's goes from −[45]\.\d % to \+[45]\.\d %", said)
     assert "FoX" not in said
 
 
