@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from filelock import FileLock, Timeout
 
-from pe_core import data, distributed, encodings, hardware, metrics, paths, process, progress, records
+from pe_core import data, distributed, encodings, hardware, metrics, model_card, paths, process, progress, records
 from pe_core.config import Experiment
 from pe_core.data import dataset
 from pe_core.data.dataset import Data
@@ -189,6 +189,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
         },
         created=records.now(),
     )
+    model_card.write(record, folder)
     record.save(folder)
 
 

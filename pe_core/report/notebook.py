@@ -4,6 +4,7 @@ parameters the notebook does not have, set the figures' look."""
 from __future__ import annotations
 
 import ast
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -53,17 +54,48 @@ def source() -> Any:
 
 
 def check(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Given parameters, lists among them made of what a command line can say: `-p seeds 42,43` or `-p seeds 42`.
+    """Given parameters as the notebook's own are: lists made of what a command line can say (`-p seeds 42,43`, `-p seeds 42`),
+    numbers of what papermill's YAML leaves as text or takes for another kind (`1e2`, `1e0`).
 
     Raises:
-        ConfigError: a parameter that is not among the known ones, or something else than True or False for a switch.
+        ConfigError: a parameter that is not among the known ones, or one that is no switch, number or list where those are.
     """
     for name, value in given.items():
         if name not in known:
             raise ConfigError(unknown("parameter", name, known))
         if isinstance(known[name], bool) and not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r}: True or False is needed")
-    return {name: _as_list(value) if isinstance(known[name], list) else value for name, value in given.items()}
+    return {name: _like(name, known[name], value) for name, value in given.items()}
+
+
+def _like(name: str, default: Any, value: Any) -> Any:
+    """The value given, of its default's kind."""
+    if isinstance(default, list):
+        parts = _as_list(value)
+        kinds = {type(part) for part in default}
+        # Whole numbers among fractions are fractions that happen to be whole.
+        kind = float if float in kinds else next(iter(kinds)) if len(kinds) == 1 else None
+        return [_number(name, kind, part) for part in parts] if kind in (int, float) else parts
+    if isinstance(default, bool) or not isinstance(default, int | float):
+        return value if default is not None or not isinstance(value, str) else _as_number(value)
+    return _number(name, type(default), value)
+
+
+def _number(name: str, kind: Any, value: Any) -> Any:
+    number = _as_number(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ConfigError(f"{name}: {value!r} is no number")
+    if kind is int and number != int(number):
+        raise ConfigError(f"{name}: {value!r} is no whole number")
+    return int(number) if kind is int or (isinstance(number, int) and kind is not int) else number
+
+
+def _as_number(value: Any) -> Any:
+    """YAML 1.1 takes `1e2` for text, papermill for a fraction."""
+    try:
+        return float(value) if isinstance(value, str) and value.strip()[:1] in "+-.0123456789" and value.strip() else value
+    except ValueError:
+        return value
 
 
 def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -197,3 +197,19 @@ def test_accumulated_gradients_are_those_of_one_batch(accumulated, tmp_path):
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert logged["loss"] == pytest.approx(loss.item(), abs=1e-3)
     assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_a_saved_model_says_how_to_load_it(corpus, tmp_path):
+    record = runner.run(
+        Experiment(corpus=corpus, samples=40, seq_len=16, epochs=1, batch_size=4, compile="off", device="cpu", preset="nano"),
+        tmp_path,
+    )
+    card = (record.folder / records.MODEL / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0].replace(f"runs/{record.run}", str(record.folder))
+    assert len(code.split("\n\n")) == 2
+    loaded: dict[str, object] = {}
+    exec(code, loaded)
+    assert isinstance(loaded["model"], LabForCausalLM)
+    assert f"{record.metrics['perplexity']['value']:.2f}" in card
+    assert "| `encoding` | `rope` |" in card
+    assert "takes the real ends of text out" in card

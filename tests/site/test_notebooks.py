@@ -1,6 +1,7 @@
 """Notebooks: clean, in the book, and run by exactly the commands the README gives."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,48 @@ def test_unknown_parameters_and_bad_switches_are_refused():
     ],
 )
 def test_lists_may_be_given_on_the_command_line(said, meant):
-    assert notebook.check({"values": [1], "samples": 5}, {"values": said, "samples": 6}) == {"values": meant, "samples": 6}
+    known = {"values": [type(meant[0])(1)], "samples": 5}
+    assert notebook.check(known, {"values": said, "samples": 6}) == {"values": meant, "samples": 6}
+
+
+@pytest.mark.parametrize(
+    ("default", "said", "meant"),
+    [
+        (10_000, "1e2", 100),
+        (10_000, 1e2, 100),
+        (0.002, "1e-3", 0.001),
+        (0.002, 1, 1),
+        (None, "1e-3", 0.001),
+        (None, "runs/here", "runs/here"),
+        ([0.5, 1, 2], "1e0,2", [1.0, 2]),
+        ([128, 256], "1e2, 2e2", [100, 200]),
+        (["none"], "none,rope", ["none", "rope"]),
+        ("auto", "cpu", "cpu"),
+    ],
+)
+def test_numbers_are_what_their_defaults_are(default, said, meant):
+    value = notebook.check({"value": default}, {"value": said})["value"]
+    assert value == meant
+    if isinstance(default, int):
+        assert type(value) is int
+
+
+@pytest.mark.parametrize(
+    ("default", "said", "error"),
+    [
+        (10_000, "many", "value: 'many' is no number"),
+        (10_000, 1.5, "value: 1.5 is no whole number"),
+        (10_000, float("nan"), "value: nan is no number"),
+        (10_000, True, "value: True is no number"),
+        (0.5, "half", "value: 'half' is no number"),
+        ([0.5, 1], "1,x", "value: 'x' is no number"),
+        ([42], "42,4.5", "value: 4.5 is no whole number"),
+        ([42], {"a": 1}, "value: {'a': 1} is no number"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_anything_trains(default, said, error):
+    with pytest.raises(ConfigError, match=f"^{re.escape(error)}$"):
+        notebook.check({"value": default}, {"value": said})
 
 
 @pytest.mark.parametrize(
