@@ -8,6 +8,7 @@ of test documents, the same ones at every budget.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -158,26 +159,28 @@ def by_source(groups: Groups, baseline: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
+def widest(budgets: Budgets) -> Groups:
+    """The models of the largest budget that no other has more models of."""
+    return max(reversed(list(budgets.values())), key=len)
+
+
 def correlations(budgets: Budgets) -> pd.DataFrame:
-    """Spearman's correlation of each budget's ranking with the largest one's, and of each source's with the whole corpus's
-    at the largest budget: columns what, models, value, low, high (see `comparison.rank_correlation`)."""
-    *earlier, (_, last) = budgets.items()
+    """Spearman's correlation of each budget's ranking with the next one's, over the models of both, and between sources at the
+    widest budget: columns what, models, value, low, high (see `comparison.rank_correlation`)."""
     rows: list[dict[str, Any]] = []
 
     def add(what: str, models: int, estimate: Estimate) -> None:
         rows.append({"what": what, "models": models, **estimate._asdict()})
 
-    for _, groups in earlier:
-        shared = sum(label in last for label in groups)
-        add(
-            f"{tokens(groups) / 1e6:.1f} M against {tokens(last) / 1e6:.1f} M tokens",
-            shared,
-            comparison.rank_correlation(groups, last),
-        )
-    several = list(comparison.sources(next(iter(last.values()))[0]).items())
-    for n, (name, rows_a) in enumerate(several):
-        for other, rows_b in several[n + 1 :]:
-            add(f"{name} against {other}", len(last), comparison.rank_correlation(last, last, rows_a, rows_b))
+    for before, after in pairwise(budgets.values()):
+        shared = sum(label in after for label in before)
+        what = f"after {tokens(before) / 1e6:.1f} M against {tokens(after) / 1e6:.1f} M tokens"
+        add(what, shared, comparison.rank_correlation(before, after))
+    groups = widest(budgets)
+    several = list(comparison.sources(next(iter(groups.values()))[0]).items())
+    for (name, rows_a), (other, rows_b) in combinations(several, 2):
+        what = f"{name} against {other}, after {tokens(groups) / 1e6:.1f} M tokens"
+        add(what, len(groups), comparison.rank_correlation(groups, groups, rows_a, rows_b))
     return pd.DataFrame(rows)
 
 

@@ -120,8 +120,12 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
     ax.set(xlabel="training tokens, each read once", ylabel="")
     ax.set_title(f"Test perplexity against {baseline}\nhollow: no difference found", fontsize=11)
-    ends = [(last.percent[label], label, figures.readable(figures.family_colour(last.family[label]))) for label in order]
-    _label_ends(ax, [*ends, (0.0, baseline, "#333333")], float(table.tokens.max()))
+    ends = {label: (last.percent[label], label, figures.readable(figures.family_colour(last.family[label]))) for label in order}
+    for tokens in ticks:
+        here = [end for label, end in ends.items() if last.tokens[label] == tokens]
+        if tokens == ticks[-1]:
+            here.append((0.0, baseline, "#333333"))
+        _label_ends(ax, here, float(tokens))
     said = [
         f"{label} {', '.join(f'{p:+.1f} %' for p in table[table.label == label].sort_values('tokens').percent)}"
         for label in order
@@ -132,7 +136,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
-    """Names in the right margin, each at its line's end or as near as the others leave room."""
+    """Names right of where lines end, each at its line's height or as near as the others leave room."""
     figure = ax.figure
     figure.canvas.draw()
     step = 11 * figure.dpi / 72
