@@ -54,7 +54,7 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	@for notebook in $(NOTEBOOKS); do \
 	  $(BIN)/papermill $$notebook book/experiments/$$(basename $$notebook) $(PARAMS) || exit 1; done
 	$(BIN)/python -m pe_core.site.publish clean $(PAGES)
-	$(BIN)/python -m pe_core.site.publish picture book/experiments/nope.ipynb 0 book/images/nope.svg
+	$(BIN)/python -m pe_core.site.publish picture book/experiments/ranking.ipynb 0 book/images/ranking.svg
 	$(BIN)/python -m pe_core.site.publish records runs book/records $(PAGES)
 	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
 	@$(MAKE) --no-print-directory pages

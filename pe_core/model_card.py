@@ -14,10 +14,10 @@ tags: [position-encoding-lab]
 # {label}
 
 {parameters:,} parameters, trained by Position Encoding Lab as run `{run}`. The architecture is the package's own, so import it
-first (without `import pe_core`, transformers does not know the model type and asks for an upgrade that does not help):
+first (without `import pe_core.model`, transformers does not know the model type and asks for an upgrade that does not help):
 
 ```python
-import pe_core
+import pe_core.model
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{folder}")
