@@ -161,11 +161,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
 
     if distributed.rank() > 0:
         return
-    with progress.quiet_transformers():
-        model.save_pretrained(folder / records.MODEL)
-    # `generate` goes on from the last token of each row, so a batch is padded on the left.
-    prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
-    prepared.tokenizer.save_pretrained(folder / records.MODEL)
+    _save_model(model, prepared, folder)
     heldout.save(folder / records.LOSSES)
     record = Record(
         run=folder.name,
@@ -191,6 +187,15 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
     )
     model_card.write(record, folder)
     record.save(folder)
+
+
+def _save_model(model: LabForCausalLM, prepared: Data, folder: Path) -> None:
+    """Model and tokenizer, as transformers loads them."""
+    with progress.quiet_transformers():
+        model.save_pretrained(folder / records.MODEL)
+    # `generate` goes on from the last token of each row, so a batch is padded on the left.
+    prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
+    prepared.tokenizer.save_pretrained(folder / records.MODEL)
 
 
 def _scale(experiment: Experiment, prepared: Data, parameters: int) -> str:

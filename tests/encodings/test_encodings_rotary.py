@@ -340,7 +340,7 @@ def test_yarn_takes_the_length_trained_at():
     [
         *[(name, {"factor": 0.5}, "factor=0.5: .*greater than or equal to 1") for name in EXTENSIONS],
         *[(name, {"factor": math.inf}, "factor=inf: .*") for name in EXTENSIONS],
-        *[(name, {"rotary_pct": 0.3}, r"rotary_pct=0\.3 of head dimension 64 rotates 19 .*even.*") for name in EXTENSIONS],
+        *[(name, {"rotary_pct": 0.3}, r"rotary_pct=0\.3 of head dimension 64 is 19\.2 .*even.*") for name in EXTENSIONS],
         *[(name, {"base": 1}, "base=1: .*greater than 1") for name in (*EXTENSIONS, "xpos", "p_rope")],
         ("yarn", {"beta_fast": 1}, "beta_fast=1: must be greater than beta_slow=1"),
         ("yarn", {"beta_slow": 0}, "beta_slow=0: .*greater than 0"),

@@ -66,7 +66,7 @@ def run(tmp_path, tiny):
 
 
 def test_a_trained_run_reads_text(run, tmp_path):
-    assert list(widgets.trained(tmp_path / "runs")) == ["RoPE, seed 42 (rope-1)"]
+    assert list(widgets.trained(tmp_path / "runs")) == ["RoPE 25 %, seed 42 (rope-1)"]
     reader = widgets.Reader(run)
     tokens, weights, likely = reader.read("hello")
     assert "".join(tokens) == "hello"

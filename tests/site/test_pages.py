@@ -141,7 +141,7 @@ def test_papers_are_cited_where_the_bibliography_has_them(encoding):
 
 
 def test_settings_are_kept_apart(found):
-    apart = index.settings(found)
+    apart = comparison.settings(found)
     assert [len(group) for group in apart] == [9, 1]
     assert "of 256 tokens" in index.named(apart[1])
 

@@ -51,10 +51,15 @@ def test_several_documents_without_an_interval_are_not_called_one(trained):
 
 
 def test_what_the_interval_shows_is_said(trained):
-    ours, same, baseline = trained("ours", shift=0.5), trained("same"), trained("baseline")
-    assert claims.comparison(ours, baseline).startswith("**ours has 64.9 % higher perplexity than baseline** (95 % interval ")
-    assert claims.comparison(baseline, ours).startswith("**baseline has 39.3 % lower perplexity than ours** (")
-    assert claims.comparison(same, baseline).startswith("**No difference found** between same and baseline: +0.0 % perplexity")
+    ours, same, baseline = trained("ours", shift=0.5, encoding="alibi"), trained("same"), trained("baseline", encoding="rope")
+    higher = f"**{ours.label} has 64.9 % higher perplexity than {baseline.label}** (95 % interval "
+    lower = f"**{baseline.label} has 39.3 % lower perplexity than {ours.label}** ("
+    assert len({ours.label, same.label, baseline.label}) == 3
+    assert claims.comparison(ours, baseline).startswith(higher)
+    assert claims.comparison(baseline, ours).startswith(lower)
+    assert claims.comparison(same, baseline).startswith(
+        f"**No difference found** between {same.label} and {baseline.label}: +0.0 % perplexity"
+    )
     assert "no difference found in perplexity, higher or lower, at positions 16–32 than at positions 0–16" in (
         claims.use_of_context(ours)
     )
