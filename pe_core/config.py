@@ -42,7 +42,7 @@ class Experiment(Strict):
 
     The defaults are those of the results note (`samples` windows of `seq_len` tokens, AdamW at a constant rate, gradient
     norm clipped at 1, stop at the first epoch that does not improve), but for what is decayed and what is held out: training
-    stops by validation documents, and results are measured on all windows of test documents (see `dataset.split`).
+    stops by validation documents, and results are measured on all windows of test documents (see `sides.split`).
 
     Raises:
         ConfigError: any value of the wrong type or range, or an unknown name.

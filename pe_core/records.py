@@ -163,10 +163,17 @@ class Record(pydantic.BaseModel):
             made = model.generate(ids, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id, **sampled)
         return text + str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+    @property
+    def held_out(self) -> str:
+        """What the test side is made of, for sentences: `145 held-out documents`, or so many blocks of some documents."""
+        documents, cut = self.metrics["documents"], self.data.get("blocks_of")
+        of = "" if cut is None else " of one document" if cut == 1 else f" of {cut} documents"
+        return f"{documents} held-out {'block' if cut else 'document'}{'' if documents == 1 else 's'}{of}"
 
-        return AutoTokenizer.from_pretrained(self._folder / MODEL)
+    def tokenizer(self) -> Any:
+        from transformers import PreTrainedTokenizerFast  # `AutoTokenizer` may run code that lies in the folder
+
+        return PreTrainedTokenizerFast.from_pretrained(self._folder / MODEL, local_files_only=True)
 
     def keep(self, name: str, found: Any) -> None:
         """Write what the weights were found to do beside the record, as JSON, in one step: several processes may measure at

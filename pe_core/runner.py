@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from pe_core import data, distributed, encodings, hardware, metrics, model_card, paths, process, progress, records
 from pe_core.config import Experiment
-from pe_core.data import dataset
+from pe_core.data import corpora, dataset
 from pe_core.data.dataset import Data
 from pe_core.errors import RecordError, TrainingError
 from pe_core.metrics import HeldOut
@@ -198,6 +198,9 @@ def _save_model(model: LabForCausalLM, prepared: Data, folder: Path) -> None:
     prepared.tokenizer.save_pretrained(folder / records.MODEL)
 
 
+_BLOCKS = "; too few documents ({}) to hold whole ones out: blocks of them are, and intervals say nothing of other texts"
+
+
 def _scale(experiment: Experiment, prepared: Data, parameters: int) -> str:
     """How large a run is, and on what it trains."""
     sizes = f"{len(prepared.train):,} training, {len(prepared.validation):,} validation and {len(prepared.test):,} test windows"
@@ -205,6 +208,7 @@ def _scale(experiment: Experiment, prepared: Data, parameters: int) -> str:
         f"{parameters / 1e6:.1f} M parameters ({experiment.preset}) on {experiment.device}, {experiment.precision}"
         f"{', compiled' if experiment.compile == 'on' else ''}; {sizes} of {experiment.seq_len} tokens from {experiment.corpus}"
         + (f"; {prepared.about['facts']['windows']:,} of the training windows hold facts" if experiment.facts else "")
+        + (_BLOCKS.format(prepared.about["blocks_of"]) if "blocks_of" in prepared.about else "")
     )
 
 
@@ -224,9 +228,10 @@ def run_id(experiment: Experiment, prepared: Data) -> str:
 
 def name_of(experiment: Experiment, fingerprint: str) -> str:
     """`<encoding>-<preset>-<digest>`. Options at their defaults are left out, as settings are, so that an option added later
-    does not rename the runs made before it."""
+    does not rename the runs made before it. Of files counts what is in them, by the fingerprint, and not their path."""
     options = encodings.options(experiment.encoding, experiment.options).model_dump(exclude_defaults=True)
-    digest = experiment.model_copy(update={"options": options}).digest(fingerprint)
+    corpus = "files" if corpora.is_local(experiment.corpus) else experiment.corpus
+    digest = experiment.model_copy(update={"options": options, "corpus": corpus}).digest(fingerprint)
     return f"{experiment.encoding}-{experiment.preset}-{digest}"
 
 

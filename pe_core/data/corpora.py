@@ -15,7 +15,8 @@ CORPORA: dict[str, Callable[[], Corpus]] = {**OFFLINE, **HUB}
 
 
 def load(name: str) -> Corpus:
-    """The corpus called `name`: a named one, `hf:owner/name[:config[:field]]`, or a path or glob.
+    """The corpus called `name`: a named one, `hf:owner/name[:config[:field]]`, or a path or glob (see
+    `from_files`).
 
     Raises:
         CorpusError: nothing of that name exists, or its files cannot be read.
@@ -28,10 +29,17 @@ def load(name: str) -> Corpus:
             repository, config, field = found.groups()
             return from_hub(name, repository, config or None, field or "text")
         raise CorpusError(f"corpus='{name}': a hub data set is written hf:owner/name[:config[:field]]")
-    looks_like_a_path = os.sep in name or any(sign in name for sign in "*?[.~") or os.path.exists(name)
-    if looks_like_a_path:
+    if is_local(name):
         return from_files(name)
     raise CorpusError(unknown("corpus", name, CORPORA) + "; or a path or glob of text, .jsonl or .parquet files")
+
+
+def is_local(name: str) -> bool:
+    """Whether a corpus of this name is files of this machine: what it is called says nothing of what it holds."""
+    if name in CORPORA or name.startswith(("hf:", "task:")):
+        return False
+    path = name.partition("::")[0]
+    return os.sep in path or any(sign in path for sign in "*?[.~") or os.path.exists(path)
 
 
 def sample(corpus: Corpus, count: int) -> list[str]:

@@ -27,27 +27,19 @@ from pe_core import paths, progress
 from pe_core.config import Experiment
 from pe_core.data import corpora
 from pe_core.data import facts as fact_sentences
-from pe_core.data.text import DOCUMENT_END, Corpus
+from pe_core.data.sides import LARGEST_HELD_OUT_SHARE, SIDES, SPLIT_SEED, Sides, blocks_of, side_of, split, too_few
+from pe_core.data.text import Corpus
 from pe_core.data.tokenizer import load_tokenizer, token_bytes, token_lists, train_tokenizer
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
-_CACHE_VERSION = 5
-# The split and the choice of windows do not depend on the run's seed: runs of all seeds see the same held-out text.
-_SPLIT_SEED = 20_251_205
-# Shares of the text. Validation is small: it is measured after each epoch, and has only to tell settings apart.
-TEST_SHARE, VALIDATION_SHARE = 0.1, 0.03
-# No held-out document may fill more than this share of the test side, or it alone would decide the result. A streamed one
-# that would is cut.
-_LARGEST_HELD_OUT_SHARE = 0.1
+_CACHE_VERSION = 6
 # Documents, not tokens, limit what a comparison can find, and losses within one are alike: of a held-out document its first
 # tokens are measured, more only where a side has few documents. The rest of it is not trained on either.
 _LONGEST_HELD_OUT, _ENOUGH_HELD_OUT = 4_096, 200_000
-SIDES = ("train", "validation", "test")
 
 # Signed tokens may be negative: ~id, that is -1 - id, is a token that is read and not predicted. In text all are predicted.
 Tokens = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.int32]
-Sides = tuple[list[str], list[str], list[str]]  # documents by side
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
                 f"samples={experiment.samples}: corpus '{corpus.name}' holds only {held['train'] * (drawn // T)} training "
                 f"windows of seq_len={T} ({held['validation']} validation and {held['test']} test windows of {drawn})"
             )
-    rng = np.random.default_rng([_SPLIT_SEED, drawn])
+    rng = np.random.default_rng([SPLIT_SEED, drawn])
     offsets = np.arange(T + 1)
     windows: dict[str, Tokens] = {}
     for side in SIDES:
@@ -199,13 +191,13 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     vocab = experiment.vocabulary
     key: dict[str, Any] = {
         "version": _CACHE_VERSION,
-        "corpus": [corpus.name, corpus.version],
+        "corpus": corpus.version if corpora.is_local(corpus.name) else [corpus.name, corpus.version],
         "tokenizer": wanted or f"byte-level BPE {vocab}",
     }
     if not corpus.finite:
         key["windows"] = [experiment.samples, experiment.heldout_windows, experiment.draw_len or experiment.seq_len]
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / "tokens" / f"{_slug(corpus.name)}-{name}"
+    folder = cache / "tokens" / f"{_slug(Path(corpus.name).name)}-{name}"
     streams = _load_streams(folder)
     if streams is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +210,7 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
                 streams = _build_streams(corpus, experiment, wanted, vocab)
                 _save_streams(streams, folder)
                 journal.unlink(missing_ok=True)
-    return streams
+    return replace(streams, about={**streams.about, "corpus": corpus.name})  # files may have been cached under another path
 
 
 def _slug(name: str) -> str:
@@ -234,6 +226,7 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
             f"'{experiment.preset}'; take a larger preset (pythia-14m), or tokenizer='train' to train one"
         )
     sources: dict[str, int] = {}
+    cut_from: list[int] = []  # documents that were cut into blocks to hold some of these out
     if corpus.finite:
         sides: Sides = ([], [], [])
         seen: set[str] = set()
@@ -242,12 +235,14 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
             documents = [d for d in progress.bar(part.documents(), f"Reading {part.name}", unit=" documents") if d not in seen]
             documents = list(dict.fromkeys(documents))
             seen.update(documents)
-            for side, found in zip(sides, split(documents, part.name), strict=True):
+            parts = split(documents, part.name)
+            cut_from += filter(None, [blocks_of(documents, parts)])
+            for side, found in zip(sides, parts, strict=True):
                 side.extend(found)
             sources[part.name] = len(sides[2]) - sum(sources.values())
     else:
         needed = tuple(n * (experiment.draw_len or experiment.seq_len) + 1 for n in _needed_windows(experiment))
-        longest = max(int(_LARGEST_HELD_OUT_SHARE * (needed[2] - 1)), 2)
+        longest = max(int(LARGEST_HELD_OUT_SHARE * (needed[2] - 1)), 2)
         sides = _take(corpus, needed, tokenizer, longest)
     tokenizer = tokenizer or train_tokenizer(sides[0], vocab)
     tokens, ends = {}, {}
@@ -263,6 +258,7 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
         "documents": {side: len(ends[side]) for side in SIDES},
         "tokens": {side: len(tokens[side]) for side in SIDES},
         **({"sources": sources} if corpus.parts else {}),
+        **({"blocks_of": sum(cut_from)} if cut_from else {}),
     }
     return Streams(tokens, ends, tokenizer, about)
 
@@ -271,51 +267,6 @@ def _needed_windows(experiment: Experiment) -> tuple[int, int, int]:
     """Windows of each side that are streamed of a corpus that is not read whole, of `draw_len` tokens where that is set."""
     train = -(-experiment.samples * experiment.seq_len // (experiment.draw_len or experiment.seq_len))
     return train, experiment.heldout_windows, experiment.heldout_windows
-
-
-def split(documents: list[str], name: str = "corpus") -> Sides:
-    """Training, validation and test documents: whole documents in a fixed random order go to the test side until it has a
-    tenth of all bytes, then to the validation side until that has 3 %. Documents that would fill more than a tenth of
-    the test side by themselves are trained on, unless the corpus has too few smaller ones.
-
-    Raises:
-        CorpusError: too few documents for three sides.
-    """
-    sizes = [len(document.encode()) for document in documents]
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(documents)).tolist()
-    test = _draw(order, sizes, TEST_SHARE)
-    validation = _draw([index for index in order if index not in test], sizes, VALIDATION_SHARE)
-    if not test or not validation or len(test) + len(validation) == len(documents):
-        raise _too_few(name, len(documents))
-    sides: Sides = ([], [], [])
-    for index, document in enumerate(documents):
-        sides[2 if index in test else index in validation].append(document)
-    return sides
-
-
-def _draw(order: list[int], sizes: list[int], share: float) -> set[int]:
-    """Documents of `order`, as they come, that together have this share of all bytes."""
-    budget = share * sum(sizes)
-    # In a corpus of few, similar documents none is small enough: there, the smaller ones that hold twice the budget are.
-    ascending = sorted(sizes[index] for index in order)
-    enough = ascending[min(int(np.searchsorted(np.cumsum(ascending), 2 * budget)), len(ascending) - 1)] if order else 0
-    largest = max(_LARGEST_HELD_OUT_SHARE * TEST_SHARE * sum(sizes), enough)
-    drawn: set[int] = set()
-    taken = 0
-    for index in order:
-        if taken >= budget:
-            break
-        if sizes[index] <= largest and taken + sizes[index] <= max(budget, sizes[index]):
-            drawn.add(index)
-            taken += sizes[index]
-    return drawn
-
-
-def _too_few(name: str, documents: int) -> CorpusError:
-    return CorpusError(
-        f"corpus '{name}' holds {documents} document(s), too few to hold some out: give a folder, a glob, "
-        f"a .jsonl or .parquet file with one document a row, or divide the text by lines of {DOCUMENT_END}"
-    )
 
 
 def _encode(documents: list[str], tokenizer: Any, label: str, longest: int | None = None) -> tuple[Tokens, NDArray[np.int64]]:
@@ -356,7 +307,7 @@ def _take(corpus: Corpus, needed: tuple[int, ...], tokenizer: Any | None, longes
             if all(count >= need for count, need in zip(counts, needed, strict=True)):
                 break
     if not all(sides):
-        raise _too_few(corpus.name, sum(map(len, sides)))
+        raise too_few(corpus.name, sum(map(len, sides)))
     return sides
 
 
@@ -389,14 +340,6 @@ def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
                 file.write(json.dumps({"documents": documents, "place": here()}) + "\n")
                 file.flush()
                 documents = []
-
-
-def side_of(document: str) -> int:
-    """Which of `SIDES` a document of an endless corpus belongs to, by a hash of its text: a tenth to each held-out side, so
-    that neither has to be waited for."""
-    digest = hashlib.blake2b(document.encode(errors="replace"), digest_size=8, key=b"split").digest()
-    share = int.from_bytes(digest, "big") / 2**64
-    return 2 if share < TEST_SHARE else 1 if share < 2 * TEST_SHARE else 0
 
 
 def _save_streams(streams: Streams, folder: Path) -> None:

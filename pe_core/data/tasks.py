@@ -24,7 +24,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pe_core.config import Experiment
-from pe_core.data.dataset import SIDES, Data, side_of, windows_fingerprint
+from pe_core.data.dataset import Data, windows_fingerprint
+from pe_core.data.sides import SIDES, side_of
 from pe_core.data.text import DOCUMENT_END
 from pe_core.errors import ConfigError, CorpusError, unknown
 

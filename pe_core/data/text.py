@@ -17,6 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,35 +162,47 @@ def prose_docs_code() -> Corpus:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def from_files(pattern: str) -> Corpus:
-    """Files named by a path, a folder (its files, recursively) or a glob.
+def from_files(name: str) -> Corpus:
+    """Files named by a path, a folder (its files, recursively) or a glob, and how documents are found in them.
 
-    `.jsonl` and `.parquet` give one document per row (field `text`); any other file is text, one document per file,
-    or several where lines that hold nothing but `<|endoftext|>` divide it.
+    `.jsonl` and `.parquet` give one document per row, of field `text` or the one named after `::`, as in
+    `rows.jsonl::content`. Any other file is text: one document per file; or several, where lines that hold nothing but
+    `<|endoftext|>` divide it; or, with a regular expression after `::`, as in `book.txt::CHAPTER`, one from each line that
+    begins with it.
+
+    Raises:
+        CorpusError: nothing is there, it cannot be read, or it is of another kind.
     """
+    pattern, _, rule = name.partition("::")
     path = Path(pattern).expanduser()
     if path.is_dir():
         # Hidden files and folders (.git, .ipynb_checkpoints) are not what a person means by "this folder".
         paths = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        if not paths:
+            raise CorpusError(f"corpus='{name}': the folder holds no files")
     elif path.is_file():
         paths = [path]
     else:
         paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not paths:
-        raise CorpusError(f"corpus='{pattern}': no such file, and the pattern matches none")
+        raise CorpusError(f"corpus='{name}': no such file, and the pattern matches none")
     for file in paths:
         if file.stat().st_size == 0 and len(paths) == 1:
-            raise CorpusError(f"corpus='{pattern}': the file is empty")
+            raise CorpusError(f"corpus='{name}': the file is empty")
+    try:
+        heading = re.compile(f"^(?={rule})", re.MULTILINE)
+    except re.error as error:
+        raise CorpusError(f"corpus='{name}': '{rule}' is not a regular expression ({error})") from None
 
     def documents() -> Iterator[str]:
         for file in paths:
-            yield from filter(None, map(str.strip, _read(file)))
+            yield from filter(None, map(str.strip, _read(file, rule, heading)))
 
     return Corpus(
-        name=pattern,
+        name=name,
         about=f"{len(paths)} local file{'s' if len(paths) > 1 else ''}",
         licence="the user's own files",
-        version=_digest_of(_file_chunks(paths)),
+        version=_digest_of(_file_chunks(paths)) + (f", {rule}" if rule else ""),
         documents=documents,
     )
 
@@ -198,47 +211,69 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(path: Path) -> Iterator[str]:
+# Read as text they would be one document of symbols, or of compressed bytes.
+_REFUSED = {
+    ".json": "a .jsonl file with one object a line is needed",
+    **dict.fromkeys((".gz", ".zst", ".zip", ".bz2", ".xz"), "decompress it first"),
+    **dict.fromkeys((".pdf", ".docx", ".epub"), "plain text is needed"),
+}
+
+
+def _read(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]:
+    kind = path.suffix.lower()
+    if kind in _REFUSED:
+        raise CorpusError(f"corpus file '{path}': {kind} is not read; {_REFUSED[kind]}")
     try:
-        if path.suffix == ".parquet":
-            yield from _read_parquet(path)
-        elif path.suffix == ".jsonl":
-            yield from _read_jsonl(path)
+        if kind == ".parquet":
+            yield from _read_parquet(path, rule or "text")
+        elif kind == ".jsonl":
+            yield from _read_jsonl(path, rule or "text")
         else:
             text = path.read_bytes().decode("utf-8-sig")
             if "\0" in text:
                 raise CorpusError(f"corpus file '{path}' is binary, not text")
-            yield from re.split(rf"^{re.escape(DOCUMENT_END)}\s*$", text, flags=re.MULTILINE)
+            if not rule:
+                yield from re.split(rf"^{re.escape(DOCUMENT_END)}\s*$", text, flags=re.MULTILINE)
+                return
+            starts = [found.start() for found in heading.finditer(text)]
+            if not starts:
+                raise CorpusError(f"corpus file '{path}': no line begins with '{rule}'")
+            yield from (text[start:end] for start, end in pairwise([0, *starts, len(text)]))
     except UnicodeDecodeError as error:
         raise CorpusError(f"corpus file '{path}' is binary or not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise CorpusError(f"corpus file '{path}' cannot be read: {error.strerror or error}") from None
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
+def _read_jsonl(path: Path, field: str) -> Iterator[str]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # not JSON, or a number of thousands of digits
+            except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested as deep
                 reason = getattr(error, "msg", error)
                 raise CorpusError(f"corpus file '{path}', line {number}: not JSON ({reason})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise CorpusError(f"corpus file '{path}', line {number}: no string field 'text'")
-            yield row["text"].encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
+            if not isinstance(row, dict) or not isinstance(row.get(field), str):
+                fields = list(row) if isinstance(row, dict) else []
+                held = f" (fields: {', '.join(fields)}; name one as in '{path.name}::{fields[0]}')" if fields else ""
+                raise CorpusError(f"corpus file '{path}', line {number}: no string field '{field}'{held}")
+            yield row[field].encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(path: Path, field: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
         file = parquet.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise CorpusError(f"corpus file '{path}': no column 'text' (columns: {', '.join(file.schema_arrow.names)})")
-        for batch in file.iter_batches(columns=["text"]):
+        if field not in file.schema_arrow.names:
+            raise CorpusError(f"corpus file '{path}': no column '{field}' (columns: {', '.join(file.schema_arrow.names)})")
+        kind = file.schema_arrow.field(field).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise CorpusError(f"corpus file '{path}': column '{field}' holds {kind}, not strings")
+        for batch in file.iter_batches(columns=[field]):
             yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
     except pyarrow.ArrowException as error:
         raise CorpusError(f"corpus file '{path}' is not a readable parquet file: {str(error).splitlines()[0]}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,26 +39,70 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Any:
     )
 
 
-def load_tokenizer(name: str) -> Any:
-    """A tokenizer from a folder or the hub. Raises CorpusError when it cannot be had or has no end-of-text token."""
-    from transformers import AutoTokenizer
+# What a tokenizer's end-of-text token is called where its files do not say which it is.
+_ENDS = (DOCUMENT_END, "<|end_of_text|>", "</s>", "<eos>")
 
-    silence = None if Path(name).is_dir() else hub.no_answer()
-    try:
-        # `trust_remote_code` unset would ask the person, and run the repository's code on a yes.
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, use_fast=True, trust_remote_code=False, local_files_only=silence is not None
+
+def load_tokenizer(name: str) -> Any:
+    """A tokenizer from a folder, a `tokenizer.json` or the hub.
+
+    Raises:
+        CorpusError: it cannot be had, is not byte-level, or has no end-of-text token.
+    """
+    tokenizer = _load(name)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = next((token for token in _ENDS if token in tokenizer.get_vocab()), None)
+    if tokenizer.eos_token_id is None:
+        raise CorpusError(
+            f"tokenizer='{name}': an end-of-text token is needed, named in its files or one of {', '.join(_ENDS)}"
         )
+    # Bits per byte count the bytes behind each token, which only a byte-level tokenizer that changes no text lets one do:
+    # not even its capitals. GPT-NeoX's composes letters first (Unicode NFC): bytes are then those of the composed text.
+    # Special tokens stand for no bytes: one that is still found in the text shows, too.
+    probe = "Naïve  Cafe\u0301\n\tThe 漢字 🙂 END." + "".join(tokenizer.all_special_tokens)
+    composed = unicodedata.normalize("NFC", probe)
+    if _spelled(tokenizer, token_lists(tokenizer, [probe])[0]) not in (probe.encode(), composed.encode()):
+        raise CorpusError(
+            f"tokenizer='{name}': a byte-level tokenizer that gives text back as it was is needed, "
+            "or bits per byte cannot be counted"
+        )
+    return tokenizer
+
+
+def _load(name: str) -> Any:
+    # The class itself: `AutoTokenizer` may run code of the repository.
+    from transformers import PreTrainedTokenizerFast
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        try:
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        except Exception as error:  # the tokenizers library raises bare `Exception`s
+            raise CorpusError(f"tokenizer='{name}': the file is not a tokenizer.json ({str(error).splitlines()[0]})") from None
+    if path.is_dir():
+        if not (path / "tokenizer.json").is_file():
+            raise CorpusError(f"tokenizer='{name}': the folder holds no tokenizer.json, as fast tokenizers are saved")
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        except Exception as error:
+            raise CorpusError(f"tokenizer='{name}': cannot be read ({str(error).splitlines()[0]})") from None
+    silence = hub.no_answer()
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=silence is not None)
     except Exception as error:  # transformers and huggingface_hub raise kinds of their own
         raise hub.hub_error(f"tokenizer='{name}'", silence or error) from error
-    if tokenizer.eos_token_id is None or not tokenizer.is_fast:
-        raise CorpusError(f"tokenizer='{name}': a fast tokenizer with an end-of-text token is needed")
-    # Bits per byte count the bytes behind each token, which only a byte-level tokenizer that changes no text lets one do.
-    # Special tokens stand for no bytes: one that is still found in the text shows, too.
-    probe = "Naïve  café\n\tThe 漢字 🙂 end." + "".join(tokenizer.all_special_tokens)
-    if token_bytes(tokenizer, len(tokenizer))[token_lists(tokenizer, [probe])[0]].sum() != len(probe.encode()):
-        raise CorpusError(f"tokenizer='{name}': a byte-level tokenizer is needed, or bits per byte cannot be counted")
-    return tokenizer
+
+
+def _spelled(tokenizer: Any, ids: list[int]) -> bytes:
+    """The text of some tokens. A byte-level token spells each byte as one character; added tokens are plain text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    def spelled(token: str) -> bytes:
+        return bytes(byte_of[character] for character in token) if set(token) <= set(byte_of) else token.encode()
+
+    return b"".join(map(spelled, tokenizer.convert_ids_to_tokens(ids)))
 
 
 def token_lists(tokenizer: Any, documents: list[str]) -> list[list[int]]:

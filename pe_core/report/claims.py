@@ -17,7 +17,7 @@ def comparison(record: Record, baseline: Record) -> str:
     """The difference between two runs on the same windows, in one sentence with its interval."""
     percent = record.difference_to(baseline)["percent"]
     measured = (
-        f"95 % interval {as_range(percent, ' %')}, paired over {record.metrics['documents']} held-out documents, "
+        f"95 % interval {as_range(percent, ' %')}, paired over {record.held_out}, "
         f"{record.data['windows']['train']:,} training windows, {record.parameters / 1e6:.1f} M parameters, one seed"
     )
     said = f"{record.label} has {abs(percent.value):.1f} % {_more(percent.value)} perplexity than {baseline.label}"
@@ -128,7 +128,7 @@ def scale(group: list[Record]) -> str:
     return (
         f"{windows:,} training windows of {tokens} tokens from {corpus}, "
         f"{record.parameters / 1e6:.1f} M parameters, {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{record.metrics['documents']} held-out documents."
+        f"{record.held_out}."
     )
 
 
@@ -252,8 +252,8 @@ def excludes(estimate: Estimate, nothing: float = 0) -> bool:
 
 
 def no_interval(record: Record) -> str:
-    documents = record.metrics["documents"]
-    return f"{'a single held-out document gives' if documents == 1 else f'{documents} held-out documents give'} no interval"
+    alone = record.metrics["documents"] == 1
+    return f"{'a single held-out document gives' if alone else f'{record.held_out} give'} no interval"
 
 
 def as_range(estimate: Estimate, unit: str = "", digits: int = 1) -> str:

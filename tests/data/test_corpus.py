@@ -1,6 +1,7 @@
 """Corpora: what they hold, and one clear line for everything that cannot be read."""
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -43,6 +44,24 @@ def test_files_of_every_kind(tmp_path):
     assert texts(tmp_path / "*.jsonl") == ["third", "fourth"]
 
 
+def test_a_field_or_a_heading_is_named_after_two_colons(tmp_path):
+    (tmp_path / "rows.JSONL").write_text(json.dumps({"text": "not this", "body": "this"}) + "\n")
+    pd.DataFrame({"body": ["that"], "n": [1]}).to_parquet(tmp_path / "rows.parquet")
+    assert texts(f"{tmp_path}/rows.*::body") == ["this", "that"]
+    (tmp_path / "book.txt").write_text("Preface.\nCHAPTER 1\nOne.\nCHAPTER 2\nTwo, after CHAPTER 1.\n")
+    assert texts(f"{tmp_path}/book.txt::CHAPTER") == ["Preface.", "CHAPTER 1\nOne.", "CHAPTER 2\nTwo, after CHAPTER 1."]
+    assert len(texts(f"{tmp_path}/book.txt::(CHAPTER|Preface)")) == 3
+    assert corpora.load(f"{tmp_path}/book.txt::CHAPTER").version != corpora.load(f"{tmp_path}/book.txt").version
+    for rule, said in (("PART", "no line begins with 'PART'"), ("(", "not a regular expression")):
+        with pytest.raises(CorpusError, match=re.escape(said)):
+            texts(f"{tmp_path}/book.txt::{rule}")
+    with pytest.raises(CorpusError, match=r"column 'n' holds int64, not strings$"):
+        texts(f"{tmp_path}/rows.parquet::n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="the folder holds no files"):
+        texts(tmp_path / "empty")
+
+
 def test_byte_order_marks_and_broken_characters_are_no_trouble(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfmarked")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "half \\ud800 pair"}\n')
@@ -66,7 +85,15 @@ def test_a_changed_file_changes_the_version(tmp_path):
         ("zeros.txt", b"abc\0def", "binary"),
         ("bad.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2: not JSON"),
         ("field.jsonl", b'{"body": "x"}\n', "line 1: no string field 'text'"),
+        (
+            "field.jsonl",
+            b'{"body": "x", "n": 1}\n',
+            "no string field 'text' (fields: body, n; name one as in 'field.jsonl::body')",
+        ),
+        ("deep.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
         ("bad.parquet", b"not parquet at all", "not a readable parquet"),
+        ("rows.json", b"[]", ".json is not read; a .jsonl file with one object a line is needed"),
+        ("text.txt.GZ", b"\x1f\x8b", ".gz is not read; decompress it first"),
     ],
 )
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, content, said):

@@ -5,12 +5,16 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from pe_core import data
 from pe_core.config import Experiment
 from pe_core.data import corpora, dataset
+from pe_core.data.sides import blocks_of, side_of, split
 from pe_core.data.text import Corpus
+from pe_core.data.tokenizer import load_tokenizer, train_tokenizer
 from pe_core.errors import CorpusError
+from pe_core.runner import run_id
 
 END = "<|endoftext|>"
 
@@ -104,7 +108,7 @@ def test_a_mixture_is_split_by_source_and_says_so(library, tmp_path):
     mixed = dataset.Corpus("mixed", "parts", "none", "1", lambda: iter(rows), parts=parts)
     settings = experiment("x.txt")
     streams = dataset._streams(mixed, settings, tmp_path)
-    alone = {part.name: dataset.split(list(dict.fromkeys(part.documents())))[2] for part in parts[:1]}
+    alone = {part.name: split(list(dict.fromkeys(part.documents())))[2] for part in parts[:1]}
     assert streams.about["sources"]["few"] == len(alone["few"]), "held out as it would be by itself"
     assert sum(streams.about["sources"].values()) == len(streams.ends["test"])
     assert sum(streams.about["documents"].values()) == 200, "what stands in two sources counts once"
@@ -136,15 +140,9 @@ def test_asking_for_more_than_the_corpus_holds_says_how_many_it_holds(library, t
         prepare(library, tmp_path, seq_len=100_000, samples=10)
 
 
-def test_a_single_document_cannot_be_split(tmp_path):
-    (tmp_path / "one.txt").write_text("word " * 5000)
-    with pytest.raises(CorpusError, match=r"holds 1 document\(s\), too few.*endoftext"):
-        prepare(tmp_path / "one.txt", tmp_path)
-
-
 def test_a_huge_document_is_not_held_out():
     documents = ["x" * 100_000] + [f"{i} " * 100 for i in range(300)]
-    train, *others = dataset.split(documents)
+    train, *others = split(documents)
     assert documents[0] in train
     for heldout in others:
         assert heldout
@@ -242,7 +240,7 @@ def test_a_document_given_twice_is_on_one_side(library, tmp_path):
 @pytest.mark.parametrize("count", [20, 50, 1000])
 def test_a_tenth_is_tested_on_of_few_and_of_many_documents(count):
     rng = np.random.default_rng(0)
-    train, validation, test = dataset.split(["x" * rng.integers(900, 1100) for _ in range(count)])
+    train, validation, test = split(["x" * rng.integers(900, 1100) for _ in range(count)])
     total = sum(map(len, train + validation + test))
     assert 0.04 < sum(map(len, test)) / total <= 0.101
     assert 0.005 < sum(map(len, validation)) / total <= max(0.031, 1.2 / count)
@@ -257,7 +255,7 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused(library, tmp_path):
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.train_from_iterator([library.read_text()], trainers.BpeTrainer(vocab_size=500, show_progress=False))
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "spm")
-    with pytest.raises(CorpusError, match="a byte-level tokenizer is needed"):
+    with pytest.raises(CorpusError, match="a byte-level tokenizer that gives text back"):
         prepare(library, tmp_path / "cache", tokenizer=str(tmp_path / "spm"))
 
 
@@ -287,8 +285,8 @@ def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
         prepare(library, tmp_path / "library").tokenizer.save_pretrained(tokenizer)
     settings = experiment("x.txt", samples=200, tokenizer=tokenizer)
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
-    sides = [[text for text in rows if dataset.side_of(text) == side] for side in range(3)]
-    huge = next(text for n in range(100) if dataset.side_of(text := f"huge {n} " + "once upon a time " * 3000) == 2)
+    sides = [[text for text in rows if side_of(text) == side] for side in range(3)]
+    huge = next(text for n in range(100) if side_of(text := f"huge {n} " + "once upon a time " * 3000) == 2)
     stream = [huge, *sides[0], *sides[1], *sides[2]]
 
     streams = dataset._streams(streamed(stream), settings, tmp_path / "cache")
@@ -303,3 +301,74 @@ def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
     assert "once upon" in pieces[0]
     for side in ("train", "validation"):
         assert "once upon" not in streams.tokenizer.decode(streams.tokens[side].tolist()), "what was cut off is not used"
+
+
+# One long text, or few: blocks are held out
+
+
+def test_blocks_of_a_single_long_document_are_held_out(tmp_path):
+    rng = np.random.default_rng(0)
+    book = " ".join(f"w{number}" for number in rng.integers(0, 10_000, 30_000))
+    train, validation, test = split([book])
+    assert blocks_of([book], (train, validation, test)) == 1
+    assert 10 <= len(test) <= 20
+    assert 3 <= len(validation) <= 6
+    assert all(text in book for text in (*train, *validation, *test)), "contiguous"
+    assert 0.07 < sum(map(len, test)) / len(book) < 0.11
+    assert sum(map(len, train)) / len(book) > 0.85
+    for block in (*validation, *test):
+        start = book.index(block)
+        around = book[start - 100 : start + len(block) + 100]
+        assert not any(around in text for text in train), "a gap lies between held-out text and what is trained on"
+        assert not any(book[start - 150 : start - 50] in text for text in train)
+    assert len(train) > 5, "text between two held-out blocks stays one"
+
+
+def test_whole_documents_are_held_out_where_three_can_be():
+    documents = [f"{i} " + "word " * 400 for i in range(40)]
+    assert blocks_of(documents, split(documents)) is None
+    two = ["one " * 5_000, "two " * 5_000]
+    assert blocks_of(two, split(two)) == 2
+    with pytest.raises(CorpusError, match=r"^corpus 'x' holds 2 document\(s\) of 200 characters together, too little"):
+        split(["a" * 100, "b" * 100], "x")
+
+
+def test_a_run_on_a_book_says_that_blocks_were_held_out(tmp_path):
+    words = np.random.default_rng(0).choice(["river", "stone", "walks", "green", "under"], 8_000)
+    (tmp_path / "book.txt").write_text(" ".join(words))
+    about = prepare(tmp_path / "book.txt", tmp_path).about
+    assert about["blocks_of"] == 1
+    assert about["test_documents_measured"] >= 3
+
+
+def test_a_corpus_is_known_by_its_content(library, tmp_path, monkeypatch):
+    """The same file by another path is the same text: one cache, one run."""
+    monkeypatch.chdir(library.parent)
+    there, here = experiment(library), experiment(library.name)
+    assert run_id(there, data.prepare(there, tmp_path)) == run_id(here, data.prepare(here, tmp_path))
+    assert len(list((tmp_path / "tokens").glob("[!.]*"))) == 1
+    assert data.prepare(here, tmp_path).about["corpus"] == library.name
+
+
+def test_a_tokenizer_is_read_from_its_file(library, tmp_path):
+    tokenizer = train_tokenizer([library.read_text()], 300)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "tokenizer.json"
+    assert load_tokenizer(str(file)).eos_token == END
+    (tmp_path / "saved" / "tokenizer_config.json").unlink()
+    assert load_tokenizer(str(tmp_path / "saved")).eos_token == END
+    file.write_text("{}")
+    with pytest.raises(CorpusError, match=r"tokenizer.json': the file is not a tokenizer.json \("):
+        load_tokenizer(str(file))
+    file.unlink()
+    with pytest.raises(CorpusError, match=r"the folder holds no tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("change", [normalizers.Lowercase(), normalizers.StripAccents(), normalizers.Replace("  ", " ")])
+def test_a_tokenizer_that_changes_text_is_refused(library, tmp_path, change):
+    tokenizer = train_tokenizer([library.read_text()], 300)
+    tokenizer.backend_tokenizer.normalizer = change
+    tokenizer.save_pretrained(tmp_path / "changing")
+    with pytest.raises(CorpusError, match="gives text back as it was"):
+        load_tokenizer(str(tmp_path / "changing"))

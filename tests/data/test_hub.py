@@ -331,7 +331,6 @@ def refusals(tmp_path_factory):
         ("hf:lab/empty", "doesn't contain any data files"),
         ("hf:lab/here", "./lab/here"),  # a folder in the working directory: the clients would take it for the hub's
         ("hf:json", "hf:owner/name"),  # one of the clients' own readers: it would read whatever files lie around
-        ("lab/own", "custom code"),
     ],
 )
 def test_what_cannot_be_had_is_one_line_that_names_it(refusals, name, said):
@@ -342,8 +341,9 @@ def test_what_cannot_be_had_is_one_line_that_names_it(refusals, name, said):
 
 
 def test_no_code_of_a_repository_is_run(refusals):
-    _, ran = refusals
+    found, ran = refusals
     assert not ran.exists()
+    assert "tokenizer" not in found["lab/own"].get("error", ""), "its tokenizer.json is read all the same"
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["closed", "silent"])

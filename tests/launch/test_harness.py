@@ -10,7 +10,8 @@ import torch
 from hub import LOOPBACK_ONLY
 
 from pe_core import Experiment, records, runner
-from pe_core.data import corpora, dataset
+from pe_core.data import corpora
+from pe_core.data.sides import split
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -35,7 +36,7 @@ def test_its_bits_per_byte_are_the_models(tmp_path):
 
     model, tokenizer = record.model(), record.tokenizer()
     nats = size = 0.0
-    for text in dataset.split(list(corpora.load(str(file)).documents()))[1]:
+    for text in split(list(corpora.load(str(file)).documents()))[2]:
         ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
         assert ids.shape[1] <= 129, "one window each, for this test"
         nats += float(model.losses(ids[:, :-1], ids[:, 1:]).detach().sum())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pe_core import comparison, data, metrics, records, runner
 from pe_core.config import Experiment
-from pe_core.data import dataset, tasks
+from pe_core.data import dataset, sides, tasks
 from pe_core.data.tasks import SYMBOLS, TASKS
 from pe_core.errors import ConfigError, CorpusError, RecordError
 from pe_core.loss import LossFunction
@@ -188,11 +188,11 @@ def test_drawn_again_they_are_the_same(task):
 
 def test_a_tenth_is_held_out_and_a_side_may_be_empty():
     copies = drawn(TASKS["copy"], 12, 3_000)
-    sides = np.bincount([dataset.side_of(" ".join(one.symbols)) for one in copies])
-    assert sides / 3_000 == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
+    counts = np.bincount([sides.side_of(" ".join(one.symbols)) for one in copies])
+    assert counts / 3_000 == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
     one = tasks.Task("one", "Always the same.", lambda rng, n: tasks._answered(["a"], ["b"]), 1, 1)
-    side = (dataset.side_of("a b") + 1) % 3
-    with pytest.raises(CorpusError, match=rf"^task 'one': no {dataset.SIDES[side]} instance of size 1 to 1 in 10,000 drawn$"):
+    side = (sides.side_of("a b") + 1) % 3
+    with pytest.raises(CorpusError, match=rf"^task 'one': no {sides.SIDES[side]} instance of size 1 to 1 in 10,000 drawn$"):
         tasks.some(one, side, range(1, 2), 1)
 
 
