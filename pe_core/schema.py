@@ -9,6 +9,8 @@ from pydantic import field_validator
 
 from pe_core.errors import ConfigError, unknown
 
+LONGEST = 4_096  # characters of a name: as long as a path may be
+
 
 class Strict(pydantic.BaseModel):
     """A frozen set of named values that refuses unknown names, wrong types and numbers that are not numbers.
@@ -33,6 +35,10 @@ class Strict(pydantic.BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("True and False are not allowed here")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("control characters and broken ones are not allowed")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise ValueError(f"at most {LONGEST:,} characters are allowed")
         return value
 
     @classmethod
@@ -47,7 +53,8 @@ class Strict(pydantic.BaseModel):
             for one in error.errors()
             if one["loc"][:1] == first["loc"][:1]
         ]
-        return f"{name}={first['input']!r}: {' or '.join(reasons)}"
+        given = repr(first["input"])
+        return f"{name}={given if len(given) < 300 else given[:297] + '...'}: {' or '.join(reasons)}"
 
 
 class Shape(NamedTuple):

@@ -41,6 +41,13 @@ def begin() -> None:
             shell.user_ns.update({**check(known, given), **quick(known, given)})
 
 
+def say(*sentences: str) -> None:
+    """Show sentences as Markdown. A name in them that holds markup, as one of a file may, is shown and not obeyed."""
+    from IPython.display import Markdown, display
+
+    display(Markdown("\n\n".join(sentences).replace("&", "&amp;").replace("<", "&lt;")))
+
+
 def source() -> Any:
     """The parameters and the cells that trained, as they ran: for the end of a page, where its code is not in the way."""
     from IPython.core.getipython import get_ipython

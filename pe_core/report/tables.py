@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import zlib
 from typing import Any
@@ -173,8 +174,14 @@ def plain(table: pd.DataFrame, digits: int = 1) -> Styler:
 
 
 def styled(table: pd.DataFrame, numbers: bool = True) -> Styler:
-    """A table for a page: its look is the site's style sheet's; the same table is the same bytes."""
+    """A table for a page: its look is the site's style sheet's; the same table is the same bytes. What is in it is text: a
+    name that holds markup, as one of a file may, is shown and not obeyed."""
     align, kind = ("right", "results") if numbers else ("left", "results prose")
-    styler = Styler(table, cell_ids=False, uuid=f"{zlib.crc32(table.to_csv().encode()):08x}")
+    shown = table.map(_as_text).rename(index=_as_text, columns=_as_text)
+    styler = Styler(shown, cell_ids=False, uuid=f"{zlib.crc32(table.to_csv().encode()):08x}")
     styler.set_table_styles([{"selector": "td", "props": [("text-align", align)]}])
     return styler.set_table_attributes(f'class="dataframe {kind}"')
+
+
+def _as_text(value: Any) -> Any:
+    return html.escape(value, quote=False) if isinstance(value, str) else value

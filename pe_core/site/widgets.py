@@ -175,7 +175,7 @@ def models_panel(runs_dir: str | None = None) -> Any:
             try:
                 reader = readers.setdefault(chosen.value, Reader(found[chosen.value]))
                 tokens, weights, likely = reader.read(text.value)
-                display(likely.style.hide().format(precision=1))
+                display(likely.style.hide().format(precision=1, escape="html"))
                 attention_map(tokens, weights, layer.value)
                 plt.show()
             except LabError as error:
