@@ -30,6 +30,16 @@ class RecordError(LabError):
     """A run record cannot be read or written."""
 
 
+class WriteError(RecordError):
+    """A file cannot be written: no room, no right, or its folder is gone."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran short. torch raises a plain RuntimeError for it on a CPU."""
+    signs = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Cannot allocate memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not one of the known ones, with the nearest of them as a hint."""
     names = sorted(known)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pe_core import files
 from pe_core.errors import RecordError
 from pe_core.stats import Estimate, bootstrap
 
@@ -68,7 +69,7 @@ class HeldOut(NamedTuple):
         return float(self.losses.sum() / self.tokens.sum())
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, **self._asdict())
+        files.write(path, lambda file: np.savez_compressed(file, **self._asdict()))
 
     @classmethod
     def load(cls, path: Path) -> HeldOut:

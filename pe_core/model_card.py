@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pe_core import files
 from pe_core.records import MODEL, Record
 
 _CARD = """---
@@ -51,7 +52,7 @@ def write(record: Record, folder: Path) -> None:
         folder=f"runs/{record.run}/{MODEL}",
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
     )
-    (folder / MODEL / "README.md").write_text(text, encoding="utf-8")
+    files.write(folder / MODEL / "README.md", text)
 
 
 def _cell(text: str) -> str:

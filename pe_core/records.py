@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from pe_core import encodings, metrics, paths, progress
+from pe_core import encodings, files, metrics, paths, progress
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
@@ -178,10 +177,7 @@ class Record(pydantic.BaseModel):
     def keep(self, name: str, found: Any) -> None:
         """Write what the weights were found to do beside the record, as JSON, in one step: several processes may measure at
         once, and one may be killed."""
-        file = self._folder / name
-        temporary = file.with_suffix(f".{os.getpid()}.partial")
-        temporary.write_text(json.dumps(found, allow_nan=False) + "\n")
-        os.replace(temporary, file)
+        files.write_json(self._folder / name, found)
 
     def kept(self, name: str) -> Any:
         """What `keep` wrote under that name, `None` where nothing is.
@@ -210,9 +206,7 @@ class Record(pydantic.BaseModel):
         """Write the record, last of all files and in one step: where it exists, the run is complete."""
         self._folder = folder
         text = json.dumps(without_nan(self.model_dump()), indent=1, allow_nan=False)
-        temporary = folder / (RECORD + ".partial")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, folder / RECORD)
+        files.write(folder / RECORD, text + "\n")
 
 
 def load(path: str | Path) -> Record:
@@ -289,14 +283,8 @@ def publish(found: Sequence[Record], folder: Path) -> None:
         arrays[record.run] = np.add.reduceat(heldout.losses, edges[:-1], axis=1).astype(np.float32)
         arrays[f"{fingerprint} tokens"] = heldout.tokens.astype(np.uint16)
         arrays[f"{fingerprint} bytes"] = heldout.bytes.astype(np.uint32)
-    for name in (RECORDS, ALL_LOSSES):  # written beside, then renamed
-        temporary = folder / f".{name}"
-        if name == RECORDS:
-            temporary.write_text("\n".join(lines) + "\n")
-        else:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, folder / name)
+    files.write(folder / RECORDS, "\n".join(lines) + "\n")
+    files.write(folder / ALL_LOSSES, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def frame(records: list[Record] | None = None, runs: str | Path | None = None) -> pd.DataFrame:

@@ -8,17 +8,19 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from filelock import FileLock, Timeout
 
-from pe_core import data, distributed, encodings, hardware, metrics, model_card, paths, process, progress, records
+from pe_core import data, distributed, encodings, files, hardware, metrics, model_card, paths, process, progress, records
 from pe_core.config import Experiment
 from pe_core.data import corpora, dataset
 from pe_core.data.dataset import Data
-from pe_core.errors import RecordError, TrainingError
+from pe_core.errors import RecordError, TrainingError, out_of_memory
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -79,12 +81,27 @@ def run(
     try:
         train, start = distributed.on_rank_zero(begin)
         if train:
-            _train_and_measure(experiment, prepared, folder, label, start)
+            with _memory_told(folder.name):
+                _train_and_measure(experiment, prepared, folder, label, start)
         distributed.on_rank_zero(lambda: (folder / records.CHECKPOINT).unlink(missing_ok=True))
         return records.load(folder)  # as anyone will read it, not as it was in memory
     finally:
         lock.release()
         torch.set_num_threads(threads)  # a resumed run keeps to those it began with
+
+
+@contextmanager
+def _memory_told(run: str) -> Iterator[None]:
+    """One line where memory runs short. The checkpoint is not touched."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"run {run}: out of memory ({' '.join(str(error).split())[:150] or type(error).__name__}); what is trained is kept: "
+            "free some and give the same command, or take a smaller batch_size or preset"
+        ) from None
 
 
 def _prepared(experiment: Experiment, cache: Path) -> Data:
@@ -191,11 +208,15 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
 
 def _save_model(model: LabForCausalLM, prepared: Data, folder: Path) -> None:
     """Model and tokenizer, as transformers loads them."""
-    with progress.quiet_transformers():
-        model.save_pretrained(folder / records.MODEL)
     # `generate` goes on from the last token of each row, so a batch is padded on the left.
     prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
-    prepared.tokenizer.save_pretrained(folder / records.MODEL)
+
+    def save(where: Path) -> None:
+        with progress.quiet_transformers():
+            model.save_pretrained(where)
+        prepared.tokenizer.save_pretrained(where)
+
+    files.write_folder(folder / records.MODEL, save)
 
 
 _BLOCKS = "; too few documents ({}) to hold whole ones out: blocks of them are, and intervals say nothing of other texts"

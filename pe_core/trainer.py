@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import distributed, progress
+from pe_core import distributed, files, progress
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, loss_mask
-from pe_core.errors import TrainingError
+from pe_core.errors import TrainingError, out_of_memory
 from pe_core.loss import LossFunction, tensors
 from pe_core.metrics import mean_loss
 from pe_core.model import LabForCausalLM
@@ -34,6 +34,7 @@ from pe_core.tracking import Log
 # Within a long epoch a checkpoint is written about this often (seconds), so that a kill costs minutes, not hours.
 CHECKPOINT_EVERY = 300.0
 _ABSURD_LOSS = 100.0  # nats a token; guessing blindly costs 8 to 11
+UNREADABLE = CHECKPOINT + ".unreadable"
 CHECKED = 256  # validation windows that are measured again from the restored weights
 
 
@@ -244,16 +245,11 @@ def _copy(model: LabForCausalLM) -> dict[str, Tensor]:
 def _save(
     folder: Path, model: LabForCausalLM, optimizer: torch.optim.Optimizer, state: TrainState, best: dict[str, Tensor]
 ) -> None:
-    """Write beside, then rename: the checkpoint on disk is always a whole one. Of several processes the first one writes."""
+    """The checkpoint on disk is always a whole one. Of several processes the first one writes."""
     if distributed.rank() > 0:
         return
-    temporary = folder / (CHECKPOINT + ".partial")
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state), "best": best}
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / CHECKPOINT)
+    files.write(folder / CHECKPOINT, lambda file: torch.save(content, file))
 
 
 def _load(
@@ -271,10 +267,15 @@ def _load(
         state = TrainState(**content["state"])
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # nothing is wrong with the checkpoint
     except Exception as error:  # zip, pickle and torch each have kinds of their own
-        progress.say(f"The checkpoint of {folder.name} cannot be read ({type(error).__name__}); starting again.")
+        if out_of_memory(error):
+            raise  # nothing is wrong with the checkpoint
+        aside = path.with_name(UNREADABLE)
+        os.replace(path, aside)
+        progress.say(
+            f"The checkpoint of {folder.name} cannot be read ({type(error).__name__}); starting again. "
+            f"It is kept as {aside.name}."
+        )
         model.load_state_dict(first)
         return TrainState(), {}
     if not state.finished:

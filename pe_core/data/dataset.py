@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +21,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from pe_core import paths, progress
+from pe_core import files, paths, progress
 from pe_core.config import Experiment
 from pe_core.data import corpora
 from pe_core.data import facts as fact_sentences
@@ -200,7 +198,8 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     folder = cache / "tokens" / f"{_slug(Path(corpus.name).name)}-{name}"
     streams = _load_streams(folder)
     if streams is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process makes the same: it is there when that ends
             streams = _load_streams(folder)
             if streams is None:
@@ -343,20 +342,16 @@ def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
 
 
 def _save_streams(streams: Streams, folder: Path) -> None:
-    """Write beside, then rename: a cache folder is complete or absent."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-    try:
+    """A cache folder is complete or absent."""
+
+    def save(where: Path) -> None:
         ends = {f"{side}_ends": values for side, values in streams.ends.items()}
-        np.savez(temporary / "tokens.npz", **streams.tokens, **ends)  # type: ignore[arg-type]
-        streams.tokenizer.save_pretrained(temporary / "tokenizer")
-        sums = {str(p.relative_to(temporary)): _sum(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        (temporary / "meta.json").write_text(json.dumps({"about": streams.about, "sha256": sums}, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        np.savez(where / "tokens.npz", **streams.tokens, **ends)  # type: ignore[arg-type]
+        streams.tokenizer.save_pretrained(where / "tokenizer")
+        sums = {str(p.relative_to(where)): _sum(p) for p in sorted(where.rglob("*")) if p.is_file()}
+        (where / "meta.json").write_text(json.dumps({"about": streams.about, "sha256": sums}, indent=1))
+
+    files.write_folder(folder, save)
 
 
 def _load_streams(folder: Path) -> Streams | None:

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from pe_core import files
 from pe_core.errors import ConfigError, unknown
 
 # Okabe & Ito's colours: told apart under every common form of colour blindness.
@@ -69,8 +70,9 @@ def save(figure: Figure, file: str | Path) -> Path:
     kinds = sorted(figure.canvas.get_supported_filetypes())
     if file.suffix.removeprefix(".").lower() not in kinds:
         raise ConfigError(unknown("picture format", file.suffix or file.name, ["." + kind for kind in kinds]))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, facecolor="white", dpi=150)
+    with files.writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, facecolor="white", dpi=150)
     plt.close(figure)
     return file
 

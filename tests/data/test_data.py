@@ -199,7 +199,7 @@ def test_a_damaged_cache_is_rebuilt_not_trusted(library, tmp_path, capsys, damag
 def test_the_cache_is_used_and_leaves_nothing_half_written(library, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     prepare(library, cache)
-    assert not list(cache.rglob(".partial*"))
+    assert not list(cache.rglob("*.partial"))
     monkeypatch.setattr(dataset, "train_tokenizer", None)  # building again would fail
     prepare(library, cache)
 
@@ -215,7 +215,7 @@ def test_an_interrupted_write_leaves_no_cache(library, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             prepare(library, cache)
     assert not list(cache.rglob("meta.json"))
-    assert not list(cache.rglob(".partial*"))
+    assert not list(cache.rglob("*.partial"))
     prepare(library, cache)
 
 

@@ -7,7 +7,6 @@ documents, N numbers of tokens kept.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import data, hardware, progress, records, stats
+from pe_core import data, files, hardware, progress, records, stats
 from pe_core.attention import Positions
 from pe_core.errors import RecordError
 from pe_core.launch import processes
@@ -94,9 +93,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
     model.set_attn_implementation("eager")
     chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
     found = look(model, held.test[chosen].astype(np.int64), held.test_documents[chosen], record.label)
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    np.savez_compressed(temporary, **found._asdict())
-    os.replace(temporary, file)
+    files.write(file, lambda opened: np.savez_compressed(opened, **found._asdict()))
     return found
 
 

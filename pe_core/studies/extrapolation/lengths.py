@@ -6,7 +6,6 @@ the same documents and differences can be paired.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +47,7 @@ def heldout(
         tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
         documents = np.concatenate([held.test_documents[:, start : start + length] for start in starts])
         losses = _losses(record, tokens, encoding, options)
-        _save(HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]), file)
+        HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]).save(file)
     return HeldOut.load(file)
 
 
@@ -76,7 +75,7 @@ def sliding(
         losses = _losses(record, tokens, encoding, options)[:, half:]
         # Pieces stood one below the other; here the scored halves of a window stand side by side again.
         losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
-        _save(HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]), file)
+        HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]).save(file)
     return HeldOut.load(file)
 
 
@@ -107,13 +106,6 @@ def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) 
     with progress.quiet_transformers():
         model = LabForCausalLM.from_pretrained(record.folder / records.MODEL, **other).eval().to(experiment.device)
     return LossFunction(model, experiment).evaluate(tokens, at_once=min(EVALUATION_TOKENS, _SCORES // (tokens.shape[1] - 1)))
-
-
-def _save(found: HeldOut, file: Path) -> None:
-    """Write beside, then rename: several processes may measure at once, and one may be killed."""
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    found.save(temporary)
-    os.replace(temporary, file)
 
 
 def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windows: int = WINDOWS) -> pd.DataFrame:

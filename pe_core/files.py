@@ -1,0 +1,106 @@
+"""Writing files: whole or not at all, on the disk before anything that depends on them goes, and one line where it fails."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pe_core.errors import WriteError
+
+_OLD = 3_600.0  # seconds
+
+
+def write(path: Path, content: Callable[[BinaryIO], Any] | str) -> None:
+    """A file, as text or by a function that writes it. It is written beside, flushed to the disk and renamed: what stands at
+    `path` is the old file or the whole new one, also after a power cut.
+
+    Raises:
+        WriteError: there is no room, no right, or no such folder.
+    """
+    temporary = _beside(path)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                if isinstance(content, str):
+                    file.write(content.encode())
+                else:
+                    content(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, content: Callable[[Path], Any]) -> None:
+    """A folder, filled by a function; as `write` does."""
+    temporary = _beside(path)
+    with writing(path):
+        try:
+            temporary.mkdir(parents=True)
+            content(temporary)
+            for file in sorted(temporary.rglob("*")):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write(path, json.dumps(content, allow_nan=False) + "\n")
+
+
+def _beside(path: Path) -> Path:
+    """Where `path` is written first; what a process that was killed an hour ago or longer left there is removed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _OLD:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What fails inside is told in one line that names the file and the cause.
+
+    Raises:
+        WriteError: there is no room, no right, or no such folder.
+    """
+    try:
+        yield
+    except Exception as error:  # torch, safetensors and tokenizers each wrap the system's error in a kind of their own
+        if cause := _cause(error):
+            raise WriteError(f"cannot write '{path}': {cause}") from None
+        raise
+
+
+def _cause(error: BaseException) -> str | None:
+    """What the system said, of an error that came of it."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError):
+            return chain.strerror or str(chain) or type(chain).__name__
+        chain = chain.__cause__ or chain.__context__
+    text = " ".join(str(error).split())
+    signs = ("IoError", "I/O error", "PytorchStreamWriter", "unexpected pos", "os error", "No space left", "Permission denied")
+    return text[:200] if any(sign in text for sign in signs) else None
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
