@@ -99,7 +99,7 @@ def _memory_told(run: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise TrainingError(
-            f"run {run}: out of memory ({' '.join(str(error).split())[:150] or type(error).__name__}); what is trained is kept: "
+            f"run {run}: out of memory ({' '.join(str(error).split())[:90] or type(error).__name__}); what is trained is kept: "
             "free some and give the same command, or take a smaller batch_size or preset"
         ) from None
 
