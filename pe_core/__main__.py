@@ -270,7 +270,7 @@ def _find(name: str, folder: str | None) -> Record:
 
     if Path(name).exists():
         return records.load(name)
-    home = paths.runs(folder)
+    home = paths.runs(folder, reading=True)
     runs = sorted(path.parent.name for path in home.glob(f"*/{records.RECORD}"))
     found = [run for run in runs if run.startswith(name)]
     if len(found) > 1 and name not in found:

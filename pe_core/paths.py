@@ -11,17 +11,23 @@ from pe_core.errors import RecordError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def runs(folder: str | Path | None = None) -> Path:
-    """The folder of run records, made if missing: `folder`, else `$PE_RUNS`, else `runs/` of this checkout, else of
-    the working directory.
+def runs(folder: str | Path | None = None, reading: bool = False) -> Path:
+    """The folder of run records: `folder`, else `$PE_RUNS`, else `runs/` of this checkout, else of the working directory.
+
+    Args:
+        reading: nothing will be written, so that it need not be writable and is not made.
 
     Raises:
-        RecordError: it cannot be created or written to.
+        RecordError: it cannot be created or written to; for reading, the one that was named is not there.
     """
     if "://" in str(folder):
         raise RecordError(f"runs='{folder}': a URL is for sweeps with an address; elsewhere name a folder")
     default = (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "runs"
     path = Path(str(folder or os.environ.get("PE_RUNS") or default)).expanduser().resolve()
+    if reading:
+        if folder and not path.is_dir():
+            raise RecordError(f"runs folder '{path}' does not exist")
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

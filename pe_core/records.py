@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,6 +24,7 @@ from pe_core.stats import Estimate
 
 SCHEMA = 2  # 1: one held-out side, which training stopped by and results were reported on
 RECORD, LOSSES, MODEL, CHECKPOINT = "record.json", "heldout.npz", "model", "checkpoint.pt"
+WEIGHTS = "model.safetensors"  # in the folder of the model
 # A study's published runs: a record a line, and the held-out losses of all of them (see `publish`).
 RECORDS, ALL_LOSSES = "records.jsonl", "losses.npz"
 # What may differ between two runs of the same experiment on the same machine.
@@ -162,6 +164,27 @@ class Record(pydantic.BaseModel):
             made = model.generate(ids, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id, **sampled)
         return text + str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
+    def damage(self) -> str | None:
+        """What is missing of a run that this machine trained, or not as it was written; `None` where all is there."""
+        weights = self._folder / MODEL / WEIGHTS
+        try:
+            with weights.open("rb") as file:
+                [header] = struct.unpack("<Q", file.read(8))
+                ends = [one["data_offsets"][1] for name, one in json.loads(file.read(header)).items() if name != "__metadata__"]
+            if weights.stat().st_size != 8 + header + max(ends):
+                return f"its weights ({weights.name}) are cut off"
+            if not (self._folder / MODEL / "tokenizer.json").stat().st_size:
+                return "its tokenizer is empty"
+        except OSError as error:
+            return f"its weights or tokenizer cannot be read ({error.strerror})"
+        except (ValueError, KeyError, TypeError, MemoryError, OverflowError, struct.error):
+            return f"its weights ({weights.name}) are damaged"
+        try:
+            HeldOut.load(self._folder / LOSSES)
+        except Exception:  # zip, zlib, numpy and the system each have kinds of their own
+            return f"its losses ({LOSSES}) cannot be read"
+        return None
+
     @property
     def held_out(self) -> str:
         """What the test side is made of, for sentences: `145 held-out documents`, or so many blocks of some documents."""
@@ -209,6 +232,15 @@ class Record(pydantic.BaseModel):
         files.write(folder / RECORD, text + "\n")
 
 
+# Without these nothing can be said of a run.
+_NEEDED = {
+    "config": ("encoding", "options", "seed"),
+    "data": ("fingerprint", "windows"),
+    "metrics": ("perplexity", "bits_per_byte", "documents"),
+    "runtime": ("train_seconds", "tokens_per_second", "peak_memory_mb"),
+}
+
+
 def load(path: str | Path) -> Record:
     """The record of a run, from its folder or its JSON file.
 
@@ -226,8 +258,8 @@ def load(path: str | Path) -> Record:
 def _parsed(text: str, file: Path) -> Record:
     try:
         content = json.loads(text)
-    except ValueError as error:
-        raise RecordError(f"run record '{file}' is not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"run record '{file}' is not JSON ({error}); the command that made the run repairs it") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in (1, SCHEMA):
         raise RecordError(f"run record '{file}' has schema version {version}; this version of pe_core reads 1 and {SCHEMA}")
@@ -238,6 +270,9 @@ def _parsed(text: str, file: Path) -> Record:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise RecordError(f"run record '{file}': {first['loc'][0]}: {first['msg']}") from None
+    for part, names in _NEEDED.items():
+        if missing := [name for name in names if name not in getattr(record, part)]:
+            raise RecordError(f"run record '{file}': {part} lacks '{missing[0]}'")
     record._folder = file.parent
     # Tables join by label. Each is made again from what it stands for, so that runs of before and after a title was changed
     # still belong together, and none is found under a name that now means another model.
@@ -246,10 +281,23 @@ def _parsed(text: str, file: Path) -> Record:
     return record
 
 
+def finished(folder: Path) -> bool:
+    """Whether a run's folder holds a whole finished run. Where one is damaged it is said how."""
+    if not (folder / RECORD).exists():
+        return False
+    try:
+        damage = load(folder).damage()
+    except RecordError as error:
+        damage = str(error)
+    if damage:
+        progress.say(f"Run {folder.name} is damaged: {damage}. It is trained again.")
+    return damage is None
+
+
 def load_all(runs: str | Path | None = None) -> list[Record]:
     """Every finished run under the runs folder, once, oldest first: those in folders of their own, and those of published
     studies. One whose record cannot be read is named and left out."""
-    root, found = paths.runs(runs), {}
+    root, found = paths.runs(runs, reading=True), {}
     for path in sorted(root.glob(f"*/{RECORD}")):
         try:
             found[path.parent.name] = load(path)

@@ -69,7 +69,7 @@ def run(
             lock.acquire()
         except Timeout:
             raise RecordError(f"run {folder.name} is being trained by another process") from None
-        if (folder / records.RECORD).exists() and not fresh:
+        if not fresh and records.finished(folder):
             progress.say(f"{label}: already trained, reading {folder.name} (ask for a fresh run to train again).")
             return False, None
         start = start_record(experiment, prepared, root)  # before anything is deleted

@@ -53,7 +53,7 @@ def sweep(
             made[key] = data.prepare(experiment, runs / ".cache")
         prepared = made[key]
         names.append(name := run_id(experiment, prepared))
-        if fresh or not (runs / name / records.RECORD).exists():
+        if fresh or not records.finished(runs / name):
             start_record(experiment, prepared, runs)
             waiting[name] = experiment
     on_cpu = all(experiment.device == "cpu" for experiment in chosen)

@@ -118,7 +118,8 @@ def _connected(address: str) -> Iterator[Any]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}  # trials report by themselves
     if address == "local":
-        quiet |= {"include_dashboard": False, "object_store_memory": _STORE}
+        # Whoever reaches Ray's ports can run code: a cluster of this machine alone is reached from it alone.
+        quiet |= {"include_dashboard": False, "object_store_memory": _STORE, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ValueError) as error:

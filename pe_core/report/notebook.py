@@ -91,9 +91,9 @@ def _like(name: str, default: Any, value: Any) -> Any:
 def _number(name: str, kind: Any, value: Any) -> Any:
     number = _as_number(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise ConfigError(f"{name}: {value!r} is no number")
+        raise ConfigError(f"{name}={value!r}: a number is needed")
     if kind is int and number != int(number):
-        raise ConfigError(f"{name}: {value!r} is no whole number")
+        raise ConfigError(f"{name}={value!r}: a whole number is needed")
     return int(number) if kind is int or (isinstance(number, int) and kind is not int) else number
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 
-from pe_core import paths, records
+from pe_core import records
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, LabError, RecordError, unknown
 from pe_core.records import Record
@@ -92,7 +92,7 @@ def encodings_panel() -> Any:
 
 def trained(runs_dir: str | None = None) -> dict[str, Record]:
     """Runs whose weights are kept, by what tells them apart. The published records have none: weights are not in git."""
-    found = [record for record in records.load_all(paths.runs(runs_dir)) if (record.folder / records.MODEL).exists()]
+    found = [record for record in records.load_all(runs_dir) if (record.folder / records.MODEL).exists()]
     return {f"{record.label}, seed {record.config['seed']} ({record.run})": record for record in found}
 
 

@@ -293,7 +293,7 @@ def test_records_know_where_they_were_made(library, tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_while_workers_are_prepared_is_no_error_of_theirs():
     """A notebook whose runs are all read from records ends before the server of its workers has loaded everything."""
-    code = "import time; from pe_core import parallel; processes.prepare(); time.sleep(1); print('ready', flush=True)"
+    code = "import time; from pe_core.launch import processes; processes.prepare(); time.sleep(1); print('ready', flush=True)"
     code += "; time.sleep(60)"
     started = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

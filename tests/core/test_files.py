@@ -1,7 +1,9 @@
 """A full disk, a lost folder, a shortage of memory: one line, and nothing that was there is lost."""
 
 import errno
+import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from helpers import tiny_model as tiny
 
 from pe_core import files, records, runner, trainer
 from pe_core.config import Experiment
-from pe_core.errors import TrainingError, WriteError
+from pe_core.errors import RecordError, TrainingError, WriteError
 from pe_core.trainer import TrainState
 
 FAULTS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT, "Read-only file system": errno.EROFS,
@@ -120,3 +122,50 @@ def test_a_checkpoint_that_cannot_be_read_is_kept_aside(tmp_path):
     assert trainer._load(tmp_path, model, optimizer, torch.device("cpu"))[0].epoch == 1
     assert (tmp_path / trainer.UNREADABLE).read_bytes() == b"not a checkpoint"
     assert not (tmp_path / trainer.CHECKPOINT).exists()
+
+
+# A finished run of which something was lost
+
+
+DAMAGE = {
+    "weights gone": lambda folder: (folder / records.MODEL / records.WEIGHTS).unlink(),
+    "weights cut off": lambda folder: os.truncate(folder / records.MODEL / records.WEIGHTS, 1_000_000),
+    "weights empty": lambda folder: os.truncate(folder / records.MODEL / records.WEIGHTS, 0),
+    "tokenizer gone": lambda folder: (folder / records.MODEL / "tokenizer.json").unlink(),
+    "losses empty": lambda folder: os.truncate(folder / records.LOSSES, 0),
+    "losses gone": lambda folder: (folder / records.LOSSES).unlink(),
+    "record cut off": lambda folder: os.truncate(folder / records.RECORD, 200),
+    "record without metrics": lambda folder: (folder / records.RECORD).write_text(
+        json.dumps(json.loads((folder / records.RECORD).read_text()) | {"metrics": {}})
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(library, tmp_path_factory):
+    experiment = Experiment(corpus=str(library), samples=16, seq_len=16, epochs=1, preset="nano", compile="off")
+    return experiment, runner.run(experiment, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_the_same_command_repairs_a_damaged_run(whole, tmp_path, capsys, damage):
+    experiment, record = whole
+    shutil.copytree(record.folder.parent, tmp_path / "runs")
+    folder = tmp_path / "runs" / record.run
+    assert records.finished(folder)
+    damage(folder)
+    assert len(records.load_all(tmp_path / "runs")) in (0, 1), "one line where it cannot be read, never a traceback"
+    capsys.readouterr()
+    assert runner.run(experiment, tmp_path / "runs").same_result(record)
+    said = capsys.readouterr()
+    assert f"Run {record.run} is damaged: " in said.out + said.err
+    assert records.finished(folder)
+
+
+def test_a_folder_that_is_only_read_need_not_be_writable_and_is_not_made(whole, tmp_path, monkeypatch):
+    _, record = whole
+    monkeypatch.setattr("tempfile.TemporaryFile", failing(errno.EROFS))
+    assert [one.run for one in records.load_all(record.folder.parent)] == [record.run]
+    with pytest.raises(RecordError, match=r"^runs folder '.*mistyped' does not exist$"):
+        records.load_all(tmp_path / "mistyped")
+    assert not (tmp_path / "mistyped").exists()

@@ -25,7 +25,7 @@ def test_its_bits_per_byte_are_the_models(tmp_path):
         corpus=str(file), samples=40, seq_len=128, epochs=1, preset="nano", compile="off", device="cpu", batch_size=2
     )
     record = runner.run(tiny, tmp_path / "runs")
-    code = f"{LOOPBACK_ONLY}\nfrom pe_core.harness import main\nmain()"
+    code = f"{LOOPBACK_ONLY}\nfrom pe_core.harness.__main__ import main\nmain()"
     arguments = ["run", "--model", "hf", "--model_args", f"pretrained={record.folder / records.MODEL},dtype=float32"]
     arguments += ["--tasks", "lab_heldout", "--metadata", json.dumps({"corpus": str(file)}), "--device", "cpu"]
     command = [sys.executable, "-c", code, *arguments, "--batch_size", "4", "--output_path", str(tmp_path / "out")]

@@ -111,14 +111,14 @@ def test_numbers_are_what_their_defaults_are(default, said, meant):
 @pytest.mark.parametrize(
     ("default", "said", "error"),
     [
-        (10_000, "many", "value: 'many' is no number"),
-        (10_000, 1.5, "value: 1.5 is no whole number"),
-        (10_000, float("nan"), "value: nan is no number"),
-        (10_000, True, "value: True is no number"),
-        (0.5, "half", "value: 'half' is no number"),
-        ([0.5, 1], "1,x", "value: 'x' is no number"),
-        ([42], "42,4.5", "value: 4.5 is no whole number"),
-        ([42], {"a": 1}, "value: {'a': 1} is no number"),
+        (10_000, "many", "value='many': a number is needed"),
+        (10_000, 1.5, "value=1.5: a whole number is needed"),
+        (10_000, float("nan"), "value=nan: a number is needed"),
+        (10_000, True, "value=True: a number is needed"),
+        (0.5, "half", "value='half': a number is needed"),
+        ([0.5, 1], "1,x", "value='x': a number is needed"),
+        ([42], "42,4.5", "value=4.5: a whole number is needed"),
+        ([42], {"a": 1}, "value={'a': 1}: a number is needed"),
     ],
 )
 def test_what_is_no_number_is_refused_before_anything_trains(default, said, error):
@@ -256,7 +256,7 @@ def test_a_notebook_may_be_written_to_a_url(monkeypatch):
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        (["-p", "samples", "abc"], "ConfigError: samples='abc': should be a valid integer"),
+        (["-p", "samples", "abc"], "ConfigError: samples='abc': a number is needed"),
         (["-p", "sampels", "1000"], "ConfigError: unknown parameter 'sampels'; did you mean 'samples'?"),
         (["-p", "samples", "100000000"], "CorpusError: samples=100000000: corpus 'prose-docs-code' holds only"),
     ],
