@@ -18,12 +18,20 @@ help:  ## list the targets
 	@echo "make nope PARAMS='-p seed 7 -p corpus python-stdlib'   any parameter of the notebook"
 	@echo "make experiments NOTEBOOKS=notebooks/nope.ipynb PARAMS='-p seed 7'   some pages only; each must have the parameters"
 
+# What the main job, the notebooks and the site run on. Modules are compiled when first imported, and most never are.
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name it with PYTHON=, as in: make nope PYTHON=python3.12"; exit 1; }
-	@echo "Setting up .venv (once, about two minutes) ..."
+	@echo "Setting up .venv (once, about a minute) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) .
+	@touch $@
+
+# Tests and checks need more: Ray, lm-evaluation-harness, trackers, linters, independent references.
+.venv/.dev: .venv/.ready
+	@echo "Adding what the tests need (once, about a minute) ..."
+	@$(INSTALL) '.[dev]'
 	@touch $@
 
 nope: .venv/.ready  ## train RoPE and NoPE, show what differs (SAMPLES=1000 for a quick look)
@@ -33,13 +41,13 @@ nope: .venv/.ready  ## train RoPE and NoPE, show what differs (SAMPLES=1000 for 
 	@$(BIN)/python -m pe_core.site.publish show runs/nope.ipynb
 	@echo "Tables and figures: runs/nope.html"
 
-test: .venv/.ready  ## the tests (a few minutes)
+test: .venv/.dev  ## the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
-test-slow: .venv/.ready  ## those that compile, start kernels or processes
+test-slow: .venv/.dev  ## those that compile, start kernels or processes
 	$(BIN)/pytest -m slow --ignore=tests/site/test_site.py
 
-check: .venv/.ready  ## format, lint, types, imports, clean notebooks
+check: .venv/.dev  ## format, lint, types, imports, clean notebooks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -59,8 +67,8 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
 	@$(MAKE) --no-print-directory pages
 
-site-check: .venv/.ready  ## open every page of the site in headless Chromium (the system's own)
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,site]'
+site-check: .venv/.dev  ## open every page of the site in headless Chromium (the system's own)
+	@$(INSTALL) '.[dev,site]'
 	$(BIN)/pytest -m slow tests/site/test_site.py
 
 pages: .venv/.ready  ## make the front page, the results, a page for each encoding, and README's tables
@@ -70,7 +78,7 @@ pages: .venv/.ready  ## make the front page, the results, a page for each encodi
 lab: .venv/.ready  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-bench: .venv/.ready  ## how fast is training, beside what else there is (BENCH=--short: two minutes)
+bench: .venv/.dev  ## how fast is training, beside what else there is (BENCH=--short: two minutes)
 	$(BIN)/python benchmarks/throughput.py $(BENCH)
 
 gpu-check: .venv/.ready  ## does a GPU compute what the CPU does, and how fast (a few minutes)
