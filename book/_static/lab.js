@@ -80,6 +80,11 @@
       aligned(table);
       sortable(table);
     }
+    // What the theme's buttons call: see `_without_inline_handlers`.
+    for (const button of document.querySelectorAll("[data-calls]")) {
+      const call = button.dataset.calls === "window.print" ? () => window.print() : () => window[button.dataset.calls]();
+      button.addEventListener("click", call);
+    }
     // docutils calls a bibliography a list but not its entries list items.
     for (const list of document.querySelectorAll(".citation-list[role]")) list.removeAttribute("role");
     const boxes = document.querySelectorAll(".table-scroll, .math-block, .bd-article pre");

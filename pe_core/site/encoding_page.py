@@ -34,13 +34,14 @@ Floats = NDArray[np.float64]
 PRESET, SEQ_LEN = "nano", 128
 
 
-def model(name: str, options: dict[str, Any] | None = None) -> Any:
-    """A model of the smallest preset with encoding `name` as training starts. Raises ConfigError."""
+def model(name: str, options: dict[str, Any] | None = None, small: bool = False) -> Any:
+    """A model of the smallest preset with encoding `name` as training starts; `small` has a layer and a few tokens of it.
+    Raises ConfigError."""
     preset = PRESETS[PRESET]
     config = LabConfig(
-        vocab_size=preset.vocab,
+        vocab_size=8 if small else preset.vocab,
         hidden_size=preset.hidden,
-        num_hidden_layers=preset.layers,
+        num_hidden_layers=1 if small else preset.layers,
         num_attention_heads=preset.heads,
         intermediate_size=4 * preset.hidden,
         max_position_embeddings=SEQ_LEN,
@@ -53,9 +54,9 @@ def model(name: str, options: dict[str, Any] | None = None) -> Any:
 
 
 @torch.no_grad()
-def attention(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN) -> Floats:
+def attention(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN, small: bool = False) -> Floats:
     """Attention weights of the first layer, (H, T, T), where every token is the same. Raises LabError."""
-    built = model(name, options)
+    built = model(name, options, small)
     D, K = built.config.hidden_size, built.config.hidden_size // built.config.num_attention_heads
     project = built.layers[0].attention.query_key_value
     project.weight.zero_()
@@ -68,9 +69,9 @@ def attention(name: str, options: dict[str, Any] | None = None, tokens: int = SE
     return np.asarray(weights.double().numpy())
 
 
-def scores(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN) -> Floats:
+def scores(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN, small: bool = False) -> Floats:
     """How much more or less than its own score a query gives each earlier key, in nats, (H, T, T); NaN for later keys."""
-    weights = attention(name, options, tokens)
+    weights = attention(name, options, tokens, small)
     with np.errstate(divide="ignore"):
         logs = np.log(weights)
     own = np.diagonal(logs, axis1=1, axis2=2)[:, :, None]

@@ -34,14 +34,18 @@ RECORDS = BOOK / "records"
 RANKING = "ranking"  # the study of the front page, by the name of its notebook
 
 
+def _all() -> list[Record]:
+    return records.load_all(RECORDS) if RECORDS.is_dir() else []
+
+
 def published() -> list[Record]:
     """The runs on text that pages of the site show; of models tried at several learning rates, those at the rate chosen."""
-    return comparison.at_chosen_rates(record for record in records.load_all(RECORDS) if record.experiment.task is None)
+    return comparison.at_chosen_rates(record for record in _all() if record.experiment.task is None)
 
 
 def of_tasks() -> list[Record]:
     """The runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
-    return [record for record in records.load_all(RECORDS) if record.experiment.task]
+    return [record for record in _all() if record.experiment.task]
 
 
 def baseline() -> str:
@@ -51,7 +55,7 @@ def baseline() -> str:
 
 def ranked() -> ranking.Budgets:
     """The runs of the ranking study, by number of training windows; empty where it is not published."""
-    trained = [record for record in records.load_all(RECORDS) if record.folder.parent.name == RANKING]
+    trained = [record for record in _all() if record.folder.parent.name == RANKING]
     return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 

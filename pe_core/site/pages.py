@@ -24,7 +24,13 @@ from pe_core.site import index, publish
 
 TEMPLATES = paths.ROOT / "notebooks" / "pages"
 # Where each notebook's page stands in the book. The front page comes last: it lists the others.
-_SINGLE = {"gallery": "encodings/index", "results": "results", "index": "index"}
+_SINGLE = {
+    "gallery": "encodings/index",
+    "playground": "playground",
+    "ten-minutes": "ten-minutes",
+    "results": "results",
+    "index": "index",
+}
 
 
 def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Path]:

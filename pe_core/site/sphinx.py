@@ -29,6 +29,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("html-page-context", _preview)
     app.connect("html-page-context", _without_thebe, priority=900)
     app.connect("build-finished", _without_icon_script)
+    app.connect("build-finished", _without_inline_handlers)
     app.connect("source-read", _library)
     app.connect("autodoc-skip-member", _skipped)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
@@ -100,6 +101,19 @@ def _without_icon_script(app: Any, error: Exception | None) -> None:
             page.write_text(_ICON_SCRIPT.sub("", text))
     for script in out.glob("_static/scripts/fontawesome.js*"):
         script.unlink()
+
+
+_HANDLER = re.compile(r' onclick="(window\.print|toggleFullScreen)\(\)"')
+
+
+def _without_inline_handlers(app: Any, error: Exception | None) -> None:
+    """The theme's buttons call functions from attributes, which the site's policy forbids; `lab.js` calls them instead."""
+    if error or app.builder.format != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = page.read_text()
+        if _HANDLER.search(text):
+            page.write_text(_HANDLER.sub(r' data-calls="\1"', text))
 
 
 def description(doctree: nodes.document, longest: int = 200) -> str:
