@@ -304,15 +304,23 @@ def load_all(runs: str | Path | None = None) -> list[Record]:
         except RecordError as error:
             progress.say(f"Left out: {error}.")
     for path in sorted(root.glob(f"*/{RECORDS}")):
-        for line in path.read_text().splitlines():
-            try:
-                record = _parsed(line, path)
-            except RecordError as error:
-                progress.say(f"Left out: {error}.")
-                continue
-            record._folder = path.parent / record.run
+        for record in load_study(path.parent):
             found.setdefault(record.run, record)  # two studies may share runs
     return sorted(found.values(), key=lambda record: (record.created, record.run))
+
+
+def load_study(folder: Path) -> list[Record]:
+    """The runs a study published in its folder, those it shares with others among them; none where it published nothing."""
+    path, found = folder / RECORDS, []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = _parsed(line, path)
+        except RecordError as error:
+            progress.say(f"Left out: {error}.")
+            continue
+        record._folder = folder / record.run
+        found.append(record)
+    return found
 
 
 def publish(found: Sequence[Record], folder: Path) -> None:

@@ -55,7 +55,7 @@ def baseline() -> str:
 
 def ranked() -> ranking.Budgets:
     """The runs of the ranking study, by number of training windows; empty where it is not published."""
-    trained = [record for record in _all() if record.folder.parent.name == RANKING]
+    trained = records.load_study(RECORDS / RANKING)
     return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 

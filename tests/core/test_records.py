@@ -164,3 +164,14 @@ def test_a_published_study_says_what_its_runs_said(tmp_path, corpus):
         )
     verdicts = [comparison.verdicts(comparison.groups(group)) for group in (found, trained)]
     pd.testing.assert_frame_equal(*verdicts, atol=1e-3)
+
+
+def test_a_run_that_two_studies_share_belongs_to_both(tmp_path, corpus):
+    shared = run(Experiment(corpus=corpus, samples=40, epochs=1, seq_len=32, compile="off"), tmp_path / "runs")
+    for study in ("first", "second"):
+        records.publish([shared], tmp_path / "book" / study)
+        assert [record.folder for record in records.load_study(tmp_path / "book" / study)] == [
+            tmp_path / "book" / study / shared.run
+        ]
+    assert len(records.load_all(tmp_path / "book")) == 1
+    assert records.load_study(tmp_path / "book" / "none") == []

@@ -13,7 +13,7 @@ FOLDER = paths.ROOT / "book" / "records"
 
 def derived(folder: Path = FOLDER) -> str:
     """Who leads, who differs from RoPE on all dimensions, and what changed with training, from the records alone."""
-    trained = [record for record in records.load_all(folder) if record.folder.parent.name == "ranking"]
+    trained = records.load_study(folder / "ranking")
     chosen = measure.rates(measure.searched(trained))
     budgets = measure.by_budget(trained, chosen)
     baseline = encodings.label("rope", {"rotary_pct": 1.0})
