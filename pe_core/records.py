@@ -303,9 +303,8 @@ def load_all(runs: str | Path | None = None) -> list[Record]:
             found[path.parent.name] = load(path)
         except RecordError as error:
             progress.say(f"Left out: {error}.")
-    for path in sorted(root.glob(f"*/{RECORDS}")):
-        for record in load_study(path.parent):
-            found.setdefault(record.run, record)  # two studies may share runs
+    for record in [record for path in sorted(root.glob(f"*/{RECORDS}")) for record in load_study(path.parent)]:
+        found.setdefault(record.run, record)  # two studies may share runs
     return sorted(found.values(), key=lambda record: (record.created, record.run))
 
 

@@ -233,7 +233,8 @@ def as_p(value: float) -> str:
 
 
 def joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    between = "; " if any(", " in name for name in names) else ", "
+    return names[0] if len(names) == 1 else f"{between.join(names[:-1])} and {names[-1]}"
 
 
 def as_estimate(numbers: dict[str, float | None]) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +46,7 @@ def say(*sentences: str) -> None:
     """Show sentences as Markdown. A name in them that holds markup, as one of a file may, is shown and not obeyed."""
     from IPython.display import Markdown, display
 
-    display(Markdown("\n\n".join(sentences).replace("&", "&amp;").replace("<", "&lt;")))
+    display(Markdown(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", "\n\n".join(sentences))))
 
 
 def source() -> Any:
