@@ -168,11 +168,9 @@ def test_a_published_study_says_what_its_runs_said(tmp_path, corpus):
 
 def test_a_run_that_two_studies_share_belongs_to_both(tmp_path, corpus):
     shared = run(Experiment(corpus=corpus, samples=40, epochs=1, seq_len=32, compile="off"), tmp_path / "runs")
-    for study in ("first", "second"):
-        records.publish([shared], tmp_path / "book" / study)
-        [found] = records.load_study(tmp_path / "book" / study)
-        assert found.folder == tmp_path / "book" / study / shared.run
-            tmp_path / "book" / study / shared.run
-        ]
+    for study in (tmp_path / "book" / "first", tmp_path / "book" / "second"):
+        records.publish([shared], study)
+        [found] = records.load_study(study)
+        assert found.folder == study / shared.run
     assert len(records.load_all(tmp_path / "book")) == 1
     assert records.load_study(tmp_path / "book" / "none") == []
