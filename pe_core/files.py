@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import shutil
 import time
@@ -55,10 +54,6 @@ def write_folder(path: Path, content: Callable[[Path], Any]) -> None:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 def _beside(path: Path) -> Path:

@@ -175,14 +175,13 @@ class Record(pydantic.BaseModel):
                 return f"its weights ({weights.name}) are cut off"
             if not (self._folder / MODEL / "tokenizer.json").stat().st_size:
                 return "its tokenizer is empty"
+            _ = self.heldout
+        except RecordError as error:
+            return str(error)
         except OSError as error:
             return f"its weights or tokenizer cannot be read ({error.strerror})"
         except (ValueError, KeyError, TypeError, MemoryError, OverflowError, struct.error):
             return f"its weights ({weights.name}) are damaged"
-        try:
-            HeldOut.load(self._folder / LOSSES)
-        except Exception:  # zip, zlib, numpy and the system each have kinds of their own
-            return f"its losses ({LOSSES}) cannot be read"
         return None
 
     @property
@@ -200,7 +199,7 @@ class Record(pydantic.BaseModel):
     def keep(self, name: str, found: Any) -> None:
         """Write what the weights were found to do beside the record, as JSON, in one step: several processes may measure at
         once, and one may be killed."""
-        files.write_json(self._folder / name, found)
+        files.write(self._folder / name, json.dumps(found, allow_nan=False) + "\n")
 
     def kept(self, name: str) -> Any:
         """What `keep` wrote under that name, `None` where nothing is.
@@ -303,8 +302,9 @@ def load_all(runs: str | Path | None = None) -> list[Record]:
             found[path.parent.name] = load(path)
         except RecordError as error:
             progress.say(f"Left out: {error}.")
-    for record in [record for path in sorted(root.glob(f"*/{RECORDS}")) for record in load_study(path.parent)]:
-        found.setdefault(record.run, record)  # two studies may share runs
+    for path in sorted(root.glob(f"*/{RECORDS}")):
+        for record in load_study(path.parent):
+            found.setdefault(record.run, record)  # two studies may share runs
     return sorted(found.values(), key=lambda record: (record.created, record.run))
 
 

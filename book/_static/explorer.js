@@ -2,23 +2,9 @@
 "use strict";
 
 (function () {
-  const NS = "http://www.w3.org/2000/svg";
+  const { element, drawn } = lab;
   const FAMILIES = ["none", "absolute", "rotary", "bias", "content", "hybrid"];
   const DASHES = { "-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3" };
-
-  function element(name, attributes, ...children) {
-    const made = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
-  }
-
-  function drawn(name, attributes, ...children) {
-    const made = document.createElementNS(NS, name);
-    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
-    made.append(...children);
-    return made;
-  }
 
   const number = (value, digits) => value.toFixed(digits).replace("-", "−");
 
@@ -297,6 +283,5 @@
     if (root && data) start(root, JSON.parse(data.textContent));
   }
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", ready);
-  else ready();
+  lab.whenReady(ready);
 })();

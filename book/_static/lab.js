@@ -1,6 +1,30 @@
 // Tables that scroll can be reached by keyboard and sort by a click on their heads. No library, no network.
 "use strict";
 
+// What the other scripts of the site share.
+const lab = {
+  // An HTML element.
+  element(name, attributes, ...children) {
+    return lab.filled(document.createElement(name), attributes, children);
+  },
+
+  // An element of a drawing.
+  drawn(name, attributes, ...children) {
+    return lab.filled(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+  },
+
+  filled(made, attributes, children) {
+    for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  },
+
+  whenReady(start) {
+    if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+    else start();
+  },
+};
+
 (function () {
   const UNITS = { s: 1, min: 60, h: 3600, kB: 1e3, MB: 1e6, GB: 1e9 };
 
@@ -80,7 +104,7 @@
       aligned(table);
       sortable(table);
     }
-    // What the theme's buttons call: see `_without_inline_handlers`.
+    // What the theme's buttons call: see `_CHANGES` of the Sphinx extension.
     for (const button of document.querySelectorAll("[data-calls]")) {
       const call = button.dataset.calls === "window.print" ? () => window.print() : () => window[button.dataset.calls]();
       button.addEventListener("click", call);
@@ -94,6 +118,5 @@
     document.addEventListener("toggle", check, true); // what was folded had no width
   }
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", ready);
-  else ready();
+  lab.whenReady(ready);
 })();

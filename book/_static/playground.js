@@ -3,24 +3,11 @@
 "use strict";
 
 (function () {
-  const NS = "http://www.w3.org/2000/svg", TRIANGLE = 32, DISTANCES = 128, NOTHING = -128;
+  const { element, drawn } = lab;
+  const TRIANGLE = 32, DISTANCES = 128, NOTHING = -128;
   const DASHES = ["", "7 4", "2 3", "7 3 2 3"];
   const WIDTH = 460, HEIGHT = 190, LEFT = 46, BOTTOM = 34, TOP = 10;
   let count = 0;
-
-  function made(name, attributes, ...children) {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes || {})) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  }
-
-  function drawn(name, attributes, ...children) {
-    const element = document.createElementNS(NS, name);
-    for (const [key, value] of Object.entries(attributes || {})) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  }
 
   const written = (value) => String(parseFloat(value.toPrecision(2))).replace("-", "−");
 
@@ -44,11 +31,11 @@
       this.encodings = encodings;
       this.redraw = redraw;
       this.id = `playground-${(count += 1)}`;
-      this.controls = made("div", { class: "playground-controls" });
+      this.controls = element("div", { class: "playground-controls" });
       this.curve = drawn("svg", { class: "playground-svg", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img" });
-      this.canvas = made("canvas", { class: "playground-triangle", width: TRIANGLE, height: TRIANGLE, role: "img" });
-      this.note = made("p", { class: "playground-note", "aria-live": "polite" });
-      this.element = made("div", { class: "playground-panel" }, this.controls, this.curve, this.canvas, this.note);
+      this.canvas = element("canvas", { class: "playground-triangle", width: TRIANGLE, height: TRIANGLE, role: "img" });
+      this.note = element("p", { class: "playground-note", "aria-live": "polite" });
+      this.element = element("div", { class: "playground-panel" }, this.controls, this.curve, this.canvas, this.note);
       this.choose(name);
     }
 
@@ -62,15 +49,15 @@
     build() {
       this.controls.replaceChildren();
       if (this.encodings.length > 1) {
-        const select = made("select", { id: `${this.id}-encoding` });
-        for (const one of this.encodings) select.append(made("option", { value: one.name }, one.title));
+        const select = element("select", { id: `${this.id}-encoding` });
+        for (const one of this.encodings) select.append(element("option", { value: one.name }, one.title));
         select.value = this.encoding.name;
         select.addEventListener("change", () => { this.choose(select.value); this.redraw(); });
-        this.controls.append(made("label", { for: select.id }, "encoding", select));
+        this.controls.append(element("label", { for: select.id }, "encoding", select));
       }
       this.encoding.options.forEach((option, n) => {
-        const id = `${this.id}-${n}`, value = made("output", { for: id }, option.values[this.at[n]]);
-        const slider = made("input", { type: "range", id, min: 0, max: option.values.length - 1, step: 1, value: this.at[n] });
+        const id = `${this.id}-${n}`, value = element("output", { for: id }, option.values[this.at[n]]);
+        const slider = element("input", { type: "range", id, min: 0, max: option.values.length - 1, step: 1, value: this.at[n] });
         const told = () => slider.setAttribute("aria-valuetext", option.values[this.at[n]]);
         slider.addEventListener("input", () => {
           this.at[n] = Number(slider.value);
@@ -79,7 +66,7 @@
           this.redraw();
         });
         told();
-        this.controls.append(made("label", { for: id }, made("span", {}, option.name, " ", value), slider));
+        this.controls.append(element("label", { for: id }, element("span", {}, option.name, " ", value), slider));
       });
     }
 
@@ -157,8 +144,8 @@
   function start(place) {
     const encodings = JSON.parse(place.querySelector("script").textContent);
     const panels = [], names = place.dataset.shown.split(" ");
-    const select = made("select", { id: `playground-view-${(count += 1)}` });
-    select.append(made("option", { value: "score" }, "score"), made("option", { value: "share" }, "share of attention"));
+    const select = element("select", { id: `playground-view-${(count += 1)}` });
+    select.append(element("option", { value: "score" }, "score"), element("option", { value: "share" }, "share of attention"));
     // The same scale in all panels, or they could not be compared.
     const redraw = () => {
       const all = panels.flatMap((panel) => (panel.read() ? panel.values(select.value).flat() : [])).filter((v) => !Number.isNaN(v));
@@ -169,10 +156,10 @@
     };
     select.addEventListener("change", redraw);
     for (const name of names) panels.push(new Panel(encodings, name, redraw));
-    const view = made("div", { class: "playground-controls" }, made("label", { for: select.id }, "show", select));
-    place.replaceChildren(view, made("div", { class: "playground-panels" }, ...panels.map((panel) => panel.element)));
+    const view = element("div", { class: "playground-controls" }, element("label", { for: select.id }, "show", select));
+    place.replaceChildren(view, element("div", { class: "playground-panels" }, ...panels.map((panel) => panel.element)));
     redraw();
   }
 
-  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".playground").forEach(start));
+  lab.whenReady(() => document.querySelectorAll(".playground").forEach(start));
 })();

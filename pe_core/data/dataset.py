@@ -225,7 +225,7 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
             f"'{experiment.preset}'; take a larger preset (pythia-14m), or tokenizer='train' to train one"
         )
     sources: dict[str, int] = {}
-    cut_from: list[int] = []  # documents that were cut into blocks to hold some of these out
+    cut_from = 0  # documents that were cut into blocks to hold some of these out
     if corpus.finite:
         sides: Sides = ([], [], [])
         seen: set[str] = set()
@@ -234,9 +234,9 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
             documents = [d for d in progress.bar(part.documents(), f"Reading {part.name}", unit=" documents") if d not in seen]
             documents = list(dict.fromkeys(documents))
             seen.update(documents)
-            parts = split(documents, part.name)
-            cut_from += filter(None, [blocks_of(documents, parts)])
-            for side, found in zip(sides, parts, strict=True):
+            dealt = split(documents, part.name)
+            cut_from += blocks_of(documents, dealt) or 0
+            for side, found in zip(sides, dealt, strict=True):
                 side.extend(found)
             sources[part.name] = len(sides[2]) - sum(sources.values())
     else:
@@ -257,7 +257,7 @@ def _build_streams(corpus: Corpus, experiment: Experiment, wanted: str | None, v
         "documents": {side: len(ends[side]) for side in SIDES},
         "tokens": {side: len(tokens[side]) for side in SIDES},
         **({"sources": sources} if corpus.parts else {}),
-        **({"blocks_of": sum(cut_from)} if cut_from else {}),
+        **({"blocks_of": cut_from} if cut_from else {}),
     }
     return Streams(tokens, ends, tokenizer, about)
 

@@ -61,7 +61,8 @@ def load_tokenizer(name: str) -> Any:
     # Special tokens stand for no bytes: one that is still found in the text shows, too.
     probe = "Naïve  Cafe\u0301\n\tThe 漢字 🙂 END." + "".join(tokenizer.all_special_tokens)
     composed = unicodedata.normalize("NFC", probe)
-    if _spelled(tokenizer, token_lists(tokenizer, [probe])[0]) not in (probe.encode(), composed.encode()):
+    read = b"".join(_spelled(tokenizer.convert_ids_to_tokens(token_lists(tokenizer, [probe])[0])))
+    if read not in (probe.encode(), composed.encode()):
         raise CorpusError(
             f"tokenizer='{name}': a byte-level tokenizer that gives text back as it was is needed, "
             "or bits per byte cannot be counted"
@@ -93,16 +94,13 @@ def _load(name: str) -> Any:
         raise hub.hub_error(f"tokenizer='{name}'", silence or error) from error
 
 
-def _spelled(tokenizer: Any, ids: list[int]) -> bytes:
-    """The text of some tokens. A byte-level token spells each byte as one character; added tokens are plain text."""
+def _spelled(tokens: Iterable[str]) -> list[bytes]:
+    """The text of each token. A byte-level token spells each byte as one character; added tokens are plain text."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-
-    def spelled(token: str) -> bytes:
-        return bytes(byte_of[character] for character in token) if set(token) <= set(byte_of) else token.encode()
-
-    return b"".join(map(spelled, tokenizer.convert_ids_to_tokens(ids)))
+    alphabet = set(byte_of)
+    return [bytes(map(byte_of.__getitem__, token)) if set(token) <= alphabet else token.encode() for token in tokens]
 
 
 def token_lists(tokenizer: Any, documents: list[str]) -> list[list[int]]:
@@ -113,13 +111,8 @@ def token_lists(tokenizer: Any, documents: list[str]) -> list[list[int]]:
 
 def token_bytes(tokenizer: Any, vocab: int) -> NDArray[np.int32]:
     """UTF-8 bytes behind each token id, 0 for special tokens and for ids the tokenizer does not use."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    alphabet = set(bytes_to_unicode().values())
     special = set(tokenizer.all_special_ids)
     lengths = np.zeros(vocab, np.int32)
-    for token, index in tokenizer.get_vocab().items():
-        if index not in special and index < vocab:
-            # A byte-level token spells each byte as one character of the alphabet; added tokens are plain text.
-            lengths[index] = len(token) if set(token) <= alphabet else len(token.encode())
+    known = {index: token for token, index in tokenizer.get_vocab().items() if index not in special and index < vocab}
+    lengths[list(known)] = [len(text) for text in _spelled(known.values())]
     return lengths

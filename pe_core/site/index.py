@@ -368,11 +368,17 @@ def heads(looked: Sequence[Record]) -> Figure | None:
 def explorer(found: Sequence[Record]) -> str:
     """The results explorer's data and the place it is drawn in: `book/_static/explorer.js` does the rest, without a server."""
     data = {"baseline": baseline(), "settings": [_setting(group) for group in comparison.settings(found)]}
-    text = json.dumps(records.without_nan(data), separators=(",", ":"), ensure_ascii=False)
-    for sign in "<>&\u2028\u2029":  # none of them may end the script or begin a comment in it
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    text = script_json(records.without_nan(data))
     table = "<p>The explorer needs JavaScript; every number it shows also stands in the tables of the experiments.</p>"
     return f'<div id="explorer">{table}</div>\n<script type="application/json" id="explorer-data">{text}</script>'
+
+
+def script_json(data: Any) -> str:
+    """JSON that a script element of a page may hold: nothing in it can end the script or begin a comment there."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
 
 
 def _setting(group: Sequence[Record]) -> dict[str, Any]:

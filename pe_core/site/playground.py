@@ -21,7 +21,7 @@ from pe_core import encodings
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import LabError
 from pe_core.report import figures
-from pe_core.site import encoding_page
+from pe_core.site import encoding_page, index
 
 DISTANCES, TRIANGLE = 128, 32  # tokens: of the curves, and of the picture by query and key where one is needed
 MOST = 30  # settings of one encoding
@@ -31,7 +31,7 @@ _NOTHING = -128  # stands for a key that gets no attention at all
 def place(names: Sequence[str], shown: Sequence[str]) -> str:
     """HTML of a playground of encodings `names` with a panel for each of those `shown` first; with one name, without a
     choice of encodings."""
-    text = json.dumps([data(name) for name in names], separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+    text = index.script_json([data(name) for name in names])
     hint = "<p>The playground needs JavaScript; the pictures of each encoding stand on its page.</p>"
     first = " ".join(shown)
     return f'<div class="playground" data-shown="{first}"><script type="application/json">{text}</script>{hint}</div>'
@@ -61,13 +61,12 @@ def data(name: str) -> dict[str, Any]:
     (`triangle`, the rows of a triangle of TRIANGLE tokens). Numbers are bytes from -127 to 127 in base64, to be multiplied by
     `scale`/127 nats.
     """
-    chosen = _grid(name)
+    chosen, defaults = _grid(name), _defaults(name)
     found: dict[str, dict[str, Any]] = {}
     for indices in product(*(range(len(values)) for values in chosen.values())):
         options = {key: values[index] for (key, values), index in zip(chosen.items(), indices, strict=True)}
         if setting := _setting(name, options):
             found[",".join(map(str, indices))] = setting
-    defaults = encodings.options(name, {}).model_dump()
     return {
         "name": name,
         "title": ENCODINGS[name].title,
@@ -91,10 +90,7 @@ def _setting(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
     i, j = np.tril_indices(TRIANGLE)
     curves, triangles = heads[:, -1, ::-1], heads[:, i, j]
     by_distance = np.allclose(triangles, curves[:, i - j], atol=1e-3, equal_nan=True)
-    extremes = [float(np.nanmax(np.abs(curves), initial=1e-3))]
-    if not by_distance:
-        extremes.append(float(np.nanmax(np.abs(triangles), initial=0.0)))
-    scale = max(extremes)
+    scale = float(np.nanmax(np.abs(curves if by_distance else np.hstack([curves, triangles])), initial=1e-3))
     packed = {"heads": len(heads), "scale": float(f"{scale:.4g}"), "curve": _packed(curves, scale)}
     return packed if by_distance else {**packed, "triangle": _packed(triangles, scale)}
 
@@ -110,7 +106,7 @@ def _grid(name: str) -> dict[str, list[Any]]:
     while prod(map(len, chosen.values())) > MOST:
         longest = max(chosen, key=lambda key: len(chosen[key]))
         if len(chosen[longest]) > 3:
-            middle = chosen[longest].index(encodings.options(name, {}).model_dump()[longest])
+            middle = chosen[longest].index(_defaults(name)[longest])
             start = min(max(middle - 1, 0), len(chosen[longest]) - 3)
             chosen[longest] = chosen[longest][start : start + 3]
         else:
@@ -118,10 +114,14 @@ def _grid(name: str) -> dict[str, list[Any]]:
     return chosen
 
 
+def _defaults(name: str) -> dict[str, Any]:
+    return encodings.options(name, {}).model_dump()
+
+
 def _values(name: str, key: str) -> list[Any]:
     """The values of one option: its choices, or numbers about its default, as far as the encoding takes them."""
     field = ENCODINGS[name].Options.model_fields[key]
-    default = encodings.options(name, {}).model_dump()[key]
+    default = _defaults(name)[key]
     share = any(getattr(limit, "le", None) == 1 for limit in field.metadata)
     wanted = [*_choices(field.annotation), *(_about(default, share) if isinstance(default, int | float) else [])]
     if default is not None and default not in wanted:

@@ -16,7 +16,7 @@ from pe_core.site import encoding_page
 from pe_core.studies.ranking import measure as ranking
 
 SENTENCES = ("the dog bites the man", "the man bites the dog")
-# One of each family, and how it is shown: its options, and what to look at.
+# One of each family, with the options it is shown with.
 FAMILIES: dict[str, dict[str, object]] = {
     "none": {},
     "sinusoidal": {"scale": 0.08},
@@ -55,7 +55,7 @@ def same_words_in_another_order(names: Sequence[str] = ("none", "learned", "rope
 
 
 def families_figure(tokens: int = 64) -> Figure:
-    """Score by distance of one encoding of each family, on one scale."""
+    """Score by distance of one encoding of each family, each on its own scale."""
     figure, axes = plt.subplots(len(FAMILIES), 1, sharex=True, figsize=(figures.WIDTH, 1.5 * len(FAMILIES) + 0.6))
     said = []
     for ax, (name, options) in zip(axes, FAMILIES.items(), strict=True):

@@ -28,8 +28,7 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("html-page-context", _preview)
     app.connect("html-page-context", _without_thebe, priority=900)
-    app.connect("build-finished", _without_icon_script)
-    app.connect("build-finished", _without_inline_handlers)
+    app.connect("build-finished", _mended)
     app.connect("source-read", _library)
     app.connect("autodoc-skip-member", _skipped)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
@@ -87,33 +86,27 @@ def _without_thebe(app: Any, page: str, template: str, context: dict[str, Any], 
     context["script_files"] = [script for script in scripts if "thebe" not in f"{script.filename} {script.attributes}"]
 
 
-_ICON_SCRIPT = re.compile(r"<(?:script|link)\b[^>]*fontawesome\.js[^>]*>(?:</script>)?")
+# What is changed in every page the theme has made. Its icons come as a script of 1.5 MB, more than all else a page needs;
+# `icons.css` has the few that are used. Its buttons call functions from attributes, which the site's policy forbids; `lab.js`
+# calls them instead.
+_CHANGES = (
+    (re.compile(r"<(?:script|link)\b[^>]*fontawesome\.js[^>]*>(?:</script>)?"), ""),
+    (re.compile(r' onclick="(window\.print|toggleFullScreen)\(\)"'), r' data-calls="\1"'),
+)
 
 
-def _without_icon_script(app: Any, error: Exception | None) -> None:
-    """The theme's icons come as a script of 1.5 MB, more than all else a page needs. `icons.css` has the few that are used."""
+def _mended(app: Any, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     out = Path(app.outdir)
     for page in out.rglob("*.html"):
-        text = page.read_text()
-        if _ICON_SCRIPT.search(text):
-            page.write_text(_ICON_SCRIPT.sub("", text))
+        text = made = page.read_text()
+        for pattern, instead in _CHANGES:
+            made = pattern.sub(instead, made)
+        if made != text:
+            page.write_text(made)
     for script in out.glob("_static/scripts/fontawesome.js*"):
         script.unlink()
-
-
-_HANDLER = re.compile(r' onclick="(window\.print|toggleFullScreen)\(\)"')
-
-
-def _without_inline_handlers(app: Any, error: Exception | None) -> None:
-    """The theme's buttons call functions from attributes, which the site's policy forbids; `lab.js` calls them instead."""
-    if error or app.builder.format != "html":
-        return
-    for page in Path(app.outdir).rglob("*.html"):
-        text = page.read_text()
-        if _HANDLER.search(text):
-            page.write_text(_HANDLER.sub(r' data-calls="\1"', text))
 
 
 def description(doctree: nodes.document, longest: int = 200) -> str:
