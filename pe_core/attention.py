@@ -158,7 +158,12 @@ class _Attention(nn.Module):
 
     @property
     def weigh(self) -> Callable[[Tensor], Tensor] | None:
-        return None if type(self.encoding).attention_weights is Encoding.attention_weights else self.encoding.attention_weights
+        return self.encoding.attention_weights if self.encoding.replaces_softmax else None
+
+    def sharpened(self, q_BHTK: Tensor, positions: Positions) -> Tensor:
+        """Queries times the encoding's temperature, which multiplies all scores alike."""
+        factor = self.encoding.temperature(positions.query_BT)
+        return q_BHTK if factor is None else (factor * q_BHTK).type_as(q_BHTK)
 
     def token_state(self, x_BTD: Tensor, positions: Positions, cache: Cache | None) -> Tensor | None:
         """What the encoding keeps of all tokens, zeros for padding. In a cache it lives in layers after the model's own."""
@@ -204,6 +209,7 @@ class MultiHeadAttention(_Attention):
         q, k = self.encoding.transform_qk(q, k, positions.query_BT, x_BTD)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
+        q = self.sharpened(q, positions)
         out_BHTK, weights = self.attend(q, k, v, self.token_state(x_BTD, positions, cache), positions)
         return self.dense(out_BHTK.transpose(1, 2).reshape(B, T, D)), weights
 
@@ -254,6 +260,7 @@ class LatentAttention(_Attention):
             # One positional key for all heads is rotated as one of many, so that any encoding can do it.
             turning, shared = encoding.transform_qk(turning, shared.expand(-1, H, -1, -1), positions.query_BT, x_BTD)
             shared = shared[:, :1]
+        q_BHTK, turning = self.sharpened(q_BHTK, positions), self.sharpened(turning, positions)
         if cache is not None:
             latent, shared = cache.update(latent, shared, self.layer)
         token_state_BHSE = self.token_state(x_BTD, positions, cache)

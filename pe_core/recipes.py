@@ -9,7 +9,6 @@ import pandas as pd
 from pe_core import encodings
 from pe_core.config import PRESETS, Experiment
 from pe_core.encodings import ENCODINGS
-from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError, unknown
 from pe_core.records import Record
 from pe_core.schema import Shape
@@ -17,11 +16,35 @@ from pe_core.schema import Shape
 # How studies train: one pass over fresh text, while the rate falls to zero (`samples`, `lr` and `seed` are each study's own).
 PROTOCOL: dict[str, Any] = {"epochs": 1, "schedule": "linear", "warmup": 0.05, "weight_decay": 0.1}
 
-# Short names for the models of the results note, and settings of `Experiment` that make them.
+# Every fourth layer, the last of each four, is apart in Llama 4; the first in SWAN-GPT.
+_LAST_OF_FOUR, _OTHERS = "3::4", "0::4,1::4,2::4"
+_AFTER = "1::4,2::4,3::4"
+_ROPE: dict[str, Any] = {"encoding": "rope", "options": {"rotary_pct": 1.0}}
+
+
+def _mix(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"encoding": "mix", "options": {"name": name, "parts": list(parts)}}
+
+
+# Short names for the models of the results note and of papers that mix encodings, and settings of `Experiment` that make them.
 _MODELS: dict[str, dict[str, Any]] = {
     "alibi-one": {"encoding": "alibi", "options": {"slope": 0.0625}},
     "rope-full": {"encoding": "rope", "options": {"rotary_pct": 1.0}},
     "t5-scaled": {"encoding": "t5", "options": {"scaled": True}},
+    # Yang et al. 2025 (arXiv 2505.16381).
+    "path-fox": _mix("PaTH-FoX", {"encoding": "path"}, {"encoding": "fox"}),
+    # Puvvada et al. 2025 (arXiv 2504.08719): how its global layers' scores grow beyond the length trained at is fitted there.
+    "swan": _mix("SWAN", {**_ROPE, "layers": _AFTER}, {"encoding": "window", "layers": _AFTER}),
+    # Llama 4, which scales queries from 8,192 keys on and has chunks as long; here both follow the length trained at.
+    "irope": _mix(
+        "iRoPE",
+        {**_ROPE, "layers": _OTHERS},
+        {"encoding": "window", "options": {"kind": "chunks"}, "layers": _OTHERS},
+        {"encoding": "temperature", "options": {"kind": "steps"}, "layers": _LAST_OF_FOUR},
+    ),
+    "rope-ssmax": _mix("RoPE + SSMax", _ROPE, {"encoding": "temperature"}),
+    "rope-sink": _mix("RoPE + sink", _ROPE, {"encoding": "sink"}),
+    "rope-shift": _mix("RoPE + key shift", _ROPE, {"encoding": "key_shift"}),
     "mla-alibi": {"encoding": "alibi", "options": {"slope": 0.0625}, "attention": "mla"},
     "mla-none": {"encoding": "none", "attention": "mla"},
     "mla-rope": {"encoding": "rope", "options": {"rotary_pct": 1.0}, "attention": "mla"},
@@ -35,7 +58,7 @@ def every() -> list[str]:
 
 
 def model(name: str) -> dict[str, Any]:
-    """Settings of `Experiment` for a model's short name: the note's (`alibi-one`, `mla-alibi`), or any encoding's name.
+    """Settings of `Experiment` for a model's short name: one of `_MODELS` (`alibi-one`, `path-fox`), or any encoding's name.
 
     Raises:
         ConfigError: neither.
@@ -68,7 +91,7 @@ def encodings_frame(preset: str = "nano", seq_len: int = 128) -> pd.DataFrame:
                 "label": encodings.label(name, {}),
                 "family": cls.family,
                 "parameters": sum(parameter.numel() for parameter in built.parameters()),
-                "explicit_scores": cls.scores is not Encoding.scores or cls.attention_weights is not Encoding.attention_weights,
+                "explicit_scores": built.replaces_scores or built.replaces_softmax,
                 "extrapolates": cls.extrapolates,
                 "paper": cls.paper,
                 "year": cls.year,

@@ -354,26 +354,19 @@ def frame(records: list[Record] | None = None, runs: str | Path | None = None) -
 
 
 def _row(record: Record) -> dict[str, Any]:
-    measured = record.metrics
+    measured, ends = record.metrics, {"": "value", "_low": "low", "_high": "high"}
     return {
         "run": record.run,
         "label": record.label,
         "family": record.family,
         **{name: value for name, value in record.config.items() if name != "options"},
         **{f"option_{name}": value for name, value in record.config["options"].items()},
-        "perplexity": measured["perplexity"]["value"],
-        "perplexity_low": measured["perplexity"]["low"],
-        "perplexity_high": measured["perplexity"]["high"],
-        "bits_per_byte": measured["bits_per_byte"]["value"],
-        "bits_per_byte_low": measured["bits_per_byte"]["low"],
-        "bits_per_byte_high": measured["bits_per_byte"]["high"],
+        **{name + end: measured[name][key] for name in ("perplexity", "bits_per_byte") for end, key in ends.items()},
         "loss": measured["loss"],
         "best_epoch": record.best_epoch,
         "epochs_trained": len(record.history),
         "parameters": record.parameters,
-        "train_seconds": record.runtime["train_seconds"],
-        "tokens_per_second": record.runtime["tokens_per_second"],
-        "peak_memory_mb": record.runtime["peak_memory_mb"],
+        **{name: record.runtime[name] for name in _NEEDED["runtime"]},
         "device": record.config["device"],
         "data": record.data["fingerprint"],
     }
@@ -381,20 +374,13 @@ def _row(record: Record) -> dict[str, Any]:
 
 def history(records: list[Record]) -> pd.DataFrame:
     """One row per run, epoch and side: run, label, epoch, side (`training`, `held-out`), loss, perplexity, best."""
-    return pd.DataFrame(
-        {
-            "run": record.run,
-            "label": record.label,
-            "epoch": row["epoch"],
-            "side": side,
-            "loss": row[key],
-            "perplexity": math.exp(row[key]),
-            "best": row["epoch"] == record.best_epoch,
-        }
+    rows = [
+        (record.run, record.label, row["epoch"], side, row[key], math.exp(row[key]), row["epoch"] == record.best_epoch)
         for record in records
         for row in record.history
         for side, key in (("training", "train_loss"), ("held-out", "val_loss"))
-    )
+    ]
+    return pd.DataFrame(rows, columns=["run", "label", "epoch", "side", "loss", "perplexity", "best"])
 
 
 def now() -> str:

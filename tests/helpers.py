@@ -41,6 +41,19 @@ def interrupted_at(step: int) -> Iterator[None]:
         yield
 
 
+# Options for encodings whose own leave texts as short as most tests' alone.
+AT_A_FEW_TOKENS: dict[str, dict[str, Any]] = {
+    "window": {"size": 8},
+    "self_extend": {"window": 4},
+    "lambda_mask": {"window": 5, "sinks": 2},
+    "dual_chunk": {"chunk": 4, "original_length": 6},
+}
+
+# Rounding to bf16 moves logits by less than this share of their spread, 5 % where none is given. TAPA multiplies a product of
+# queries and keys by 2π and takes the cosine: with weights as large as `tiny_model`'s, rounding turns the phase by a radian.
+ROUNDING = {"tapa": 0.5}
+
+
 def tiny_config(encoding: str = "rope", options: dict[str, Any] | None = None, **changes: Any) -> LabConfig:
     """Two layers, four heads of 16, 97 tokens, trained (as far as an encoding can tell) at 64 positions."""
     dimensions = {
@@ -51,6 +64,7 @@ def tiny_config(encoding: str = "rope", options: dict[str, Any] | None = None, *
         "intermediate_size": 128,
         "max_position_embeddings": 64,
     }
+    options = AT_A_FEW_TOKENS.get(encoding) if options is None else options
     return LabConfig(encoding=encoding, encoding_options=options, **{**dimensions, **changes})
 
 

@@ -73,5 +73,8 @@ def label(name: str, values: Mapping[str, Any]) -> str:
 
 
 def length_extensions(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What may stand in for encoding `name` with these options at a longer context: see `Encoding.length_extensions`."""
-    return _class(name).length_extensions(options(name, values), trained, length)
+    """Name and options of the encodings that may stand in for encoding `name` with these options, without more training, in
+    contexts of `length` tokens, more than the `trained` ones, by a remark for labels. Each says itself for which it does."""
+    own = options(name, values).model_dump()
+    offered = {other: cls.stands_in_for(name, own, trained, length) for other, cls in ENCODINGS.items()}
+    return {remark: (other, found) for other, by_remark in offered.items() for remark, found in by_remark.items()}

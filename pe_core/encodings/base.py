@@ -49,6 +49,8 @@ class Encoding(nn.Module):
     # Whether a text longer than those trained on meets no angle, vector or index that is new: what lies further than any
     # trained distance fades on, shares a value, or is squeezed into the trained range. None where it is not stated.
     extrapolates: ClassVar[bool | None] = None
+    # The E of `token_state`; 0 where nothing is kept.
+    state_size: int = 0
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__()
@@ -80,6 +82,10 @@ class Encoding(nn.Module):
         """
         return None
 
+    def temperature(self, query_BT: Tensor) -> Tensor | None:
+        """What each query's scores are multiplied by before any bias, broadcastable to (B, H, T, 1), or `None` for 1."""
+        return None
+
     # The next three are for encodings that go beyond a transform of q and k or a bias; most need none of them.
 
     def token_state(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
@@ -100,6 +106,16 @@ class Encoding(nn.Module):
         """Scores, -inf where a key may not be seen, to attention weights."""
         return scores_BHTS.softmax(-1)
 
+    @property
+    def replaces_scores(self) -> bool:
+        """Whether `scores` is another function than the product of queries and keys."""
+        return type(self).scores is not Encoding.scores
+
+    @property
+    def replaces_softmax(self) -> bool:
+        """Whether `attention_weights` is another function than the softmax."""
+        return type(self).attention_weights is not Encoding.attention_weights
+
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         """Initial value of this encoding's own parameter `name`, in place; the default is N(0, 0.02)."""
         parameter.normal_(0, 0.02, generator=generator)
@@ -114,9 +130,9 @@ class Encoding(nn.Module):
         return cls.title
 
     @classmethod
-    def length_extensions(cls, options: Any, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
-        """What may stand in for this encoding, without more training, in contexts of `length` tokens, more than the `trained`
-        ones: name and options of encodings with the same parameters, by a remark for labels."""
+    def stands_in_for(cls, name: str, options: dict[str, Any], trained: int, length: int) -> dict[str, dict[str, Any]]:
+        """Options with which this encoding can take the place of encoding `name`, of the same parameters, in a trained model
+        that reads `length` tokens, more than the `trained` ones: by a remark for labels."""
         return {}
 
 

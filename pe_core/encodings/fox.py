@@ -33,6 +33,7 @@ class FoX(PerLayer):
     year = 2025
     extrapolates = True
     reads_positions = False
+    state_size = 1
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

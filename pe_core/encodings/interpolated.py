@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,3 +40,7 @@ class Interpolated(RoPE):
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]
         return f"{super().label(options)}, factor {options.factor:g}"
+
+    @classmethod
+    def stands_in_for(cls, name: str, options: dict[str, Any], trained: int, length: int) -> dict[str, dict[str, Any]]:
+        return {"interpolated": {**options, "factor": length / trained}} if name == "rope" else {}

@@ -1,3 +1,5 @@
+from typing import Any
+
 from pydantic import Field
 
 from pe_core.encodings.rope import RoPE
@@ -42,3 +44,7 @@ class NTK(RoPE):
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]
         return f"{super().label(options)}, factor {options.factor:g}"
+
+    @classmethod
+    def stands_in_for(cls, name: str, options: dict[str, Any], trained: int, length: int) -> dict[str, dict[str, Any]]:
+        return {"NTK": {**options, "factor": length / trained}} if name == "rope" else {}

@@ -106,10 +106,10 @@ class Randomised(Encoding):
         return f"{cls.title} {options.kind}{length}"
 
     @classmethod
-    def length_extensions(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
-        if length > (options.max_length or 16 * trained):
+    def stands_in_for(cls, name: str, options: dict[str, Any], trained: int, length: int) -> dict[str, dict[str, Any]]:
+        if name != "randomised" or length > (options["max_length"] or 16 * trained):
             return {}
-        return {"spread": ("randomised", {**options.model_dump(), "eval_length": length})}
+        return {"spread": {**options, "eval_length": length}}
 
 
 def _mix(number: Tensor) -> Tensor:

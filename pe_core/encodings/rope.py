@@ -1,5 +1,3 @@
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -82,10 +80,3 @@ class RoPE(Encoding):
     def label(cls, options: Options) -> str:
         base = "" if options.base == 10_000 else f", base {options.base:g}"
         return f"{cls.title} {100 * options.rotary_pct:.4g} %{base}"
-
-    @classmethod
-    def length_extensions(cls, options: Options, trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:
-        if cls is not RoPE:  # those that build on it have waves of their own
-            return {}
-        rescaled = {**options.model_dump(), "factor": length / trained}
-        return {"interpolated": ("interpolated", rescaled), "NTK": ("ntk", rescaled), "YaRN": ("yarn", rescaled)}

@@ -57,6 +57,7 @@ class SelectiveRoPE(PerLayer):
         if shape.head_dim % 2:
             raise ConfigError(f"encoding 'selective_rope': head dimension {shape.head_dim}: an even number is needed")
         N, H, M, R = shape.layers, shape.heads, shape.head_dim // 2, options.rank
+        self.state_size = M
         self.down = nn.Parameter(torch.empty(N, R, shape.hidden))
         self.up = nn.Parameter(torch.empty(N, H * M, R))
         self.conv = nn.Parameter(torch.empty(N, 4, H, M))
@@ -80,15 +81,20 @@ class SelectiveRoPE(PerLayer):
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
         assert token_state_BHSE is not None
-        K, T = q_BHTK.shape[-1], q_BHTK.shape[2]
+        K, T = 2 * self.state_size, q_BHTK.shape[2]
         angle_BHSM = short_convolution(token_state_BHSE, self.conv[self.layer], key_BS)
         if self.c is not None:
             angle_BHSM = angle_BHSM + self.c[self.layer].float().exp()
         exponent_M = torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K
         angle_BHSK = (angle_BHSM.cumsum(2) / self.options.base**exponent_M).repeat(1, 1, 1, 2)
         cos, sin = angle_BHSK.cos(), angle_BHSK.sin()
-        q_BHTK, k_BHSK = RoPE._turn(q_BHTK, cos[:, :, -T:], sin[:, :, -T:]), RoPE._turn(k_BHSK, cos, sin)
-        return (q_BHTK @ k_BHSK.mT).float() / math.sqrt(K)
+        # In a mix, latent attention puts dimensions that no encoding touches before.
+        turned_q, turned_k = (
+            RoPE._turn(q_BHTK[..., -K:], cos[:, :, -T:], sin[:, :, -T:]),
+            RoPE._turn(k_BHSK[..., -K:], cos, sin),
+        )
+        q_BHTK, k_BHSK = torch.cat((q_BHTK[..., :-K], turned_q), -1), torch.cat((k_BHSK[..., :-K], turned_k), -1)
+        return (q_BHTK @ k_BHSK.mT).float() / math.sqrt(q_BHTK.shape[-1])
 
     @classmethod
     def label(cls, options: Options) -> str:

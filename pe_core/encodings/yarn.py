@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -81,3 +82,7 @@ class YaRN(RoPE):
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]
         return f"{super().label(options)}, factor {options.factor:g}"
+
+    @classmethod
+    def stands_in_for(cls, name: str, options: dict[str, Any], trained: int, length: int) -> dict[str, dict[str, Any]]:
+        return {"YaRN": {**options, "factor": length / trained}} if name == "rope" else {}

@@ -34,6 +34,7 @@ FAMILY_COLOURS = {
     "bias": "#D55E00",
     "content": "#009E73",
     "hybrid": "#E69F00",
+    "window": "#56B4E9",
 }
 _DASHES = ("-", "--", ":", "-.")
 MARKS = "osD^vPX*"

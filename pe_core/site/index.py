@@ -217,6 +217,7 @@ _FAMILIES = {
     "bias": "Bias: scores fall with distance",
     "content": "Content: what is said decides how far it is",
     "hybrid": "Hybrid: several at once",
+    "window": "Windows, temperatures and sinks: what an encoding is mixed with",
 }
 
 

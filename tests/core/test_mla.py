@@ -1,10 +1,12 @@
 """Multi-head latent attention: two exact forms, one small cache; and mixes of encodings."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import tiny_config, tiny_model
 
-from pe_core import ENCODINGS, Experiment, LabForCausalLM, encodings
+from pe_core import ENCODINGS, Experiment, LabForCausalLM, encodings, recipes
 from pe_core.errors import ConfigError
 
 C, R = 24, 8
@@ -130,13 +132,94 @@ def mix(*parts, **changes):
     return tiny_model("mix", {"parts": list(parts)}, **changes)
 
 
-@pytest.mark.parametrize("encoding", ["none", "rope", "alibi", "learned"])
-def test_a_mix_of_one_is_that_one_to_the_bit(ids, encoding):
-    alone = tiny_model(encoding)
-    mixed = mix({"encoding": encoding})
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+def test_a_mix_of_one_is_that_one_to_the_bit(ids, encoding, kind):
+    if kind == "mla" and not encodings.transforms_qk(encoding):
+        pytest.skip("latent attention sets dimensions apart for a mix, which may hold a rotation")
+    alone = tiny_model(encoding, attention_kind=kind)
+    mixed = mix({"encoding": encoding, "options": alone.config.encoding_options or {}}, attention_kind=kind)
     weights = {name.replace("encoding.", "encoding.members.0."): value for name, value in alone.state_dict().items()}
     mixed.load_state_dict(weights)
     assert torch.equal(mixed(ids).logits, alone(ids).logits)
+
+
+# Members that keep numbers of tokens, make the scores, replace the softmax, mask or sharpen; in some layers or heads.
+TOGETHER = {
+    "PaTH and FoX": [{"encoding": "path"}, {"encoding": "fox"}],
+    "RoPE and PaTH": [{"encoding": "rope"}, {"encoding": "path", "layers": [1]}],
+    "two gates": [{"encoding": "fox", "heads": [0, 2]}, {"encoding": "cable", "heads": [1, 4]}, {"encoding": "rope"}],
+    "two softmaxes": [{"encoding": "stick_breaking", "heads": [0, 1]}, {"encoding": "sink", "heads": [2, 4]}],
+    "window, then all": [
+        {"encoding": "window", "options": {"size": 4}, "layers": [0]},
+        {"encoding": "rope", "layers": [0]},
+        {"encoding": "temperature", "layers": [1]},
+    ],
+    "chunks": [{"encoding": "window", "options": {"size": 4, "kind": "chunks"}}, {"encoding": "rope"}, {"encoding": "sink"}],
+    "gate and scores": [
+        {"encoding": "selective_rope", "layers": [0]},
+        {"encoding": "path", "layers": [1]},
+        {"encoding": "fox"},
+    ],
+    "everything": [{"encoding": "key_shift"}, {"encoding": "grape_ap"}, {"encoding": "temperature"}, {"encoding": "carope"}],
+}
+
+
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+@pytest.mark.parametrize("parts", TOGETHER.values(), ids=TOGETHER)
+def test_members_together_are_causal_and_read_from_a_cache(ids, parts, kind):
+    """Also in a batch padded on the left; and each member changes something."""
+    model = mix(*parts, attention_kind=kind)
+    whole, past, pieces = model(ids).logits, None, []
+    for start, end in ((0, 5), (5, 6), (6, 12)):
+        output = model(ids[:, start:end], past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        pieces.append(output.logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-4, rtol=1e-4)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[:1, 5:], model(ids[:1, 5:]).logits, atol=1e-4, rtol=1e-4)
+    changed = ids.clone()
+    changed[:, 7:] = (ids[:, 7:] + 1) % 97
+    assert torch.equal(model(changed).logits[:, :7], whole[:, :7])
+    for one in range(len(parts)):
+        rest = mix(*(part for i, part in enumerate(parts) if i != one), attention_kind=kind)
+        assert (rest(ids).logits - whole).abs().max() > 1e-3
+
+
+def test_path_and_fox_add_up():
+    """PaTH-FoX (arXiv 2505.16381): PaTH's products plus FoX's bias, each as alone."""
+    shape = tiny_config().shape
+    hooks = encodings.build("mix", {"parts": [{"encoding": "path"}, {"encoding": "fox"}]}, shape)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in hooks.named_parameters():
+            hooks.init_parameter(name, parameter, generator)
+    hooks, positions = hooks.for_layer(1), torch.arange(9)[None]
+    (q, k), x = torch.randn(2, 1, 4, 9, 16, generator=generator), torch.randn(1, 9, 64, generator=generator)
+    state = hooks.token_state(x, positions)
+    path, fox = hooks.members
+    assert hooks.state_size == state.shape[-1] == 18
+    given = q, k, positions, positions
+    assert torch.equal(hooks.scores(*given, state), path.scores(*given, path.token_state(x, positions)))
+    assert torch.equal(hooks.bias(*given, state), fox.bias(*given, fox.token_state(x, positions)))
+
+
+def test_a_windowed_layer_never_sees_beyond_its_window(ids):
+    """At any state of the cache: a token four back changes the one layer's output for its window's queries and for no other."""
+    model = mix({"encoding": "window", "options": {"size": 4}}, num_hidden_layers=1)
+    changed = ids.clone()
+    changed[:, 3] = (ids[:, 3] + 1) % 97
+    for cuts in ([0, 12], [0, 4, 12], [0, 3, 4, 7, 8, 12], list(range(13))):
+        logits = []
+        for tokens in (ids, changed):
+            past, parts = None, []
+            for start, end in pairwise(cuts):
+                output = model(tokens[:, start:end], past_key_values=past, use_cache=True)
+                past = output.past_key_values
+                parts.append(output.logits)
+            logits.append(torch.cat(parts, 1))
+        differs = (logits[0] - logits[1]).abs().amax((0, 2)) > 0
+        assert differs.tolist() == [3 <= t < 7 for t in range(12)]
 
 
 def test_a_part_in_no_layer_or_every_layer(ids):
@@ -180,11 +263,43 @@ def test_mixed_parameters_start_as_their_own_encoding_says():
         ([{"encoding": "rope", "heads": [2, 5]}], r"heads=\[2, 5\]: .*within 0 to 4"),
         ([{"encoding": "rope", "heads": [2, 2]}], r"heads=\[2, 2\]"),
         ("rope", "parts='rope': "),
+        ([{"encoding": "rope", "layers": "third"}], "layers='third': .*slices as in '3::4'"),
+        ([{"encoding": "path", "heads": [0, 2]}], "'path' makes the scores itself and has to act in all heads"),
+        ([{"encoding": "path"}, {"encoding": "tapa"}], "'path' and 'tapa': one alone can replace the scores of a head"),
+        (
+            [{"encoding": "sink"}, {"encoding": "stick_breaking", "heads": [3, 4]}],
+            "one alone can replace the softmax of a head",
+        ),
     ],
 )
 def test_mix_limits(parts, message):
     with pytest.raises(ConfigError, match=message):
         encodings.build("mix", {"parts": parts}, tiny_config().shape)
+
+
+def test_a_part_that_makes_the_scores_refuses_longer_queries(ids):
+    with pytest.raises(ConfigError, match=r"^encoding 'mix': .* cannot read the longer queries of another$"):
+        mix({"encoding": "pope"}, {"encoding": "path"})(ids)
+    mix({"encoding": "pope", "layers": [0]}, {"encoding": "path", "layers": [1]})(ids)
+
+
+@pytest.mark.parametrize(
+    ("layers", "six"),
+    [(None, range(6)), ([], []), ([4], [4]), ("3::4", [3]), ("0::4,1::4", [0, 1, 4, 5]), ("2:", [2, 3, 4, 5]), (":", range(6))],
+)
+def test_layers_of_a_part(layers, six):
+    part = encodings.options("mix", {"parts": [{"encoding": "rope", "layers": layers}]}).parts[0]
+    assert part.acting(6) == set(six)
+
+
+@pytest.mark.parametrize("name", ["path-fox", "swan", "irope", "rope-ssmax", "rope-sink", "rope-shift"])
+def test_mixes_of_papers(name):
+    """Each has a name of its own and is a model of any depth."""
+    settings = recipes.model(name)
+    assert len(encodings.label(settings["encoding"], settings["options"])) <= 20
+    for layers in (1, 4, 6):
+        ids = torch.randint(97, (1, 9))
+        assert tiny_model("mix", settings["options"], num_hidden_layers=layers)(ids).logits.isfinite().all()
 
 
 def test_mix_labels():

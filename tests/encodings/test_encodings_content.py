@@ -5,15 +5,11 @@ import warnings
 
 import pytest
 import torch
-from helpers import tiny_config
+from hooks import D, H, K, build, by_loops, close, dot, fp64, inputs, randn, sigmoid, softplus, weights
 from torch.nn import functional as F
 
 from pe_core import LabForCausalLM, encodings
 from pe_core.errors import ConfigError
-from pe_core.schema import Shape
-
-H, K, L = 4, 16, 64  # heads, head dimension, length trained at
-D = H * K
 
 # Every encoding here, in every form whose computation differs.
 FORMS = [
@@ -31,68 +27,6 @@ FORMS = [
 ]
 forms = pytest.mark.parametrize(("name", "options"), FORMS, ids=str)
 KEEPERS = [form for form in FORMS if form[0] in ("fox", "cable", "path", "selective_rope")]
-
-
-@torch.no_grad()
-def build(name, heads=H, head_dim=K, layers=2, noise=0.2, **options):
-    """The encoding of layer 1, its parameters as initialised and some noise on them, so that nothing is small or equal."""
-    hooks = encodings.build(name, options, Shape(heads * head_dim, heads, head_dim, layers, L))
-    generator = torch.Generator().manual_seed(0)
-    for own, parameter in hooks.named_parameters():
-        hooks.init_parameter(own, parameter, generator)
-        parameter += noise * torch.randn(parameter.shape, generator=generator)
-    return hooks.for_layer(layers - 1)
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inputs(B=1, T=20, seed=0):
-    """Queries, keys and the layer's input."""
-    return randn(B, H, T, K, seed=seed), randn(B, H, T, K, seed=seed + 1), randn(B, T, D, seed=seed + 2)
-
-
-def weights(hooks, q, k, x, T=None):
-    """Attention weights (B, H, T, S) of the last T queries, through every hook, as attention.py calls them; and the scores."""
-    S = q.shape[2]
-    T = T or S
-    key = torch.arange(S)[None]
-    q, k = hooks.transform_qk(q, k, key, x)
-    q, token_state = q[:, :, -T:], hooks.token_state(x, key)
-    scores = hooks.scores(q, k, key[:, -T:], key, token_state)
-    if scores is None:
-        scores = (q @ k.mT).float() / math.sqrt(K)
-    bias = hooks.bias(q, k, key[:, -T:], key, token_state)
-    scores = scores if bias is None else scores + bias
-    scores = scores.masked_fill(torch.ones(T, S).triu(S - T + 1).bool(), -math.inf)
-    return hooks.attention_weights(scores), scores
-
-
-def by_loops(score, T, heads=H):
-    """Scores (1, H, T, T) from a formula of head, query and key, in fp64; -inf where the key comes later."""
-    rows = [[[score(h, i, j) if j <= i else -math.inf for j in range(T)] for i in range(T)] for h in range(heads)]
-    return torch.tensor([rows], dtype=torch.float64)
-
-
-def close(actual, expected, atol=1e-5):
-    torch.testing.assert_close(actual.double(), expected.double(), atol=atol, rtol=1e-5)
-
-
-def sigmoid(value):
-    return 1 / (1 + math.exp(-value))
-
-
-def softplus(value):
-    return math.log1p(math.exp(value))
-
-
-def dot(a, b):
-    return math.fsum(u * v for u, v in zip(a, b, strict=True))
-
-
-def fp64(*tensors):
-    return [tensor.detach().double().tolist() for tensor in tensors]
 
 
 @pytest.fixture(scope="module")
@@ -239,19 +173,6 @@ def test_limits(name, option, bad):
     for value in bad:
         with pytest.raises(ConfigError, match=rf"^encoding '{name}': {option}={value!r}: [^\n]+$"):
             encodings.options(name, {option: value})
-
-
-@pytest.mark.parametrize("name", ["fox", "cable", "path", "selective_rope", "stick_breaking"])
-def test_a_mix_refuses_what_cannot_be_confined_to_some_heads(name):
-    with pytest.raises(ConfigError, match=f"^encoding 'mix': '{name}' cannot be a part"):
-        encodings.build("mix", {"parts": [{"encoding": name}]}, tiny_config().shape)
-
-
-@pytest.mark.parametrize("name", ["cope", "pope"])
-def test_a_mix_of_one_is_that_one(tiny, ids, name):
-    alone, mixed = tiny(name), tiny("mix", {"parts": [{"encoding": name}]})
-    mixed.load_state_dict({own.replace("encoding.", "encoding.members.0."): value for own, value in alone.state_dict().items()})
-    assert torch.equal(mixed(ids).logits, alone(ids).logits)
 
 
 # --- CoPE ------------------------------------------------------------------------------------------------------------

@@ -113,6 +113,32 @@ def test_yarn_equals_transformers(pct, base, options):
     close_far(actual, by_transformers("yarn", q, k, positions, pct, base, **names))
 
 
+@pytest.mark.parametrize(("pct", "base"), ROTARY)
+@pytest.mark.parametrize(
+    "options", [{}, {"factor": 1.0}, {"factor": 8.0, "low": 2.0, "high": 16.0}, {"original_length": 2_048}], ids=str
+)
+def test_llama3_equals_transformers(pct, base, options):
+    (q, k), positions = pair(300), torch.arange(300)[None]
+    actual = turned(build("llama3", rotary_pct=pct, base=base, **options), q, k)
+    given = {"factor": 4.0, "low": 1.0, "high": 4.0, "original_length": L} | options
+    names = {"low_freq_factor": given["low"], "high_freq_factor": given["high"], "factor": given["factor"]}
+    names["original_max_position_embeddings"] = given["original_length"]
+    close_far(actual, by_transformers("llama3", q, k, positions, pct, base, **names))
+
+
+def test_clipped_rope_by_hand():
+    """Llama 3's 64 pairs: 44 are left alone, 20 slowed down along half a cosine, the last to a standstill."""
+    hooks, plain = build("clipped_rope", head_dim=128), build("rope", head_dim=128, rotary_pct=1.0).frequencies("cpu")
+    assert hooks.slowed == 20
+    ratio = (hooks.frequencies("cpu") / plain).tolist()
+    assert ratio[:45] == [1.0] * 45
+    for t in range(19):
+        assert math.isclose(ratio[44 + t], (1 + math.cos(math.pi * t / 19)) / 2, rel_tol=1e-4, abs_tol=1e-6)
+    assert ratio[63] == 0
+    assert torch.equal(build("clipped_rope", clipped=0.0).frequencies("cpu"), build("rope", rotary_pct=1.0).frequencies("cpu"))
+    assert build("clipped_rope", head_dim=8).slowed == 2  # 0.3125 of four pairs is 1.25, and one alone would change nothing
+
+
 def test_yarn_by_hand():
     """Slow pairs are interpolated, fast ones are not, and logits grow by the square of 0.1 ln s + 1."""
     hooks = build("yarn", factor=8, rotary_pct=1.0)

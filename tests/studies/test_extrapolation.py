@@ -18,6 +18,10 @@ from pe_core.studies.extrapolation import lengths, measure, report
 from pe_core.studies.extrapolation.measure import Reading
 
 AT = [16, 32, 64]
+STRETCHED = ["RoPE 25 %"] + [
+    f"RoPE 25 %, {remark}"
+    for remark in ("dual chunk", "interpolated", "Λ-mask", "Llama 3", "NTK", "Self-Extend", "ReRoPE", "YaRN")
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +92,12 @@ def test_what_stands_in_has_the_same_parameters(encoding, tiny, ids, tmp_path):
 
 def test_rescaled_by_how_much_longer_the_context_is():
     found = encodings.length_extensions("rope", {"rotary_pct": 0.5, "base": 500.0}, 128, 512)
-    assert {name for name, _ in found.values()} == {"interpolated", "ntk", "yarn"}
-    assert all(values == {"rotary_pct": 0.5, "base": 500.0, "factor": 4.0} for _, values in found.values())
+    rescaled = {name: values for name, values in found.values() if "factor" in values}
+    assert list(rescaled) == ["interpolated", "llama3", "ntk", "yarn"]
+    assert all(values == {"rotary_pct": 0.5, "base": 500.0, "factor": 4.0} for values in rescaled.values())
+    others = [name for name, values in found.values() if "factor" not in values]
+    assert others == ["dual_chunk", "lambda_mask", "self_extend", "self_extend"]
+    assert all({"rotary_pct": 0.5, "base": 500.0}.items() <= values.items() for _, values in found.values())
     assert not encodings.length_extensions("p_rope", {}, 128, 512)
     assert not encodings.length_extensions("randomised", {"max_length": 256}, 128, 512)
 
@@ -97,7 +105,7 @@ def test_rescaled_by_how_much_longer_the_context_is():
 def test_every_model_at_every_length(readings, capsys):
     by = {(reading.label, reading.length): reading for reading in readings}
     labels = list(dict.fromkeys(label for label, _ in by))
-    assert labels[:4] == ["RoPE 25 %", "RoPE 25 %, interpolated", "RoPE 25 %, NTK", "RoPE 25 %, YaRN"]
+    assert labels[:9] == STRETCHED
     assert len(by) == len(labels) * len(AT)
     assert len(by["RoPE 25 %", 64].slid) == 2
     assert not by["Learned", 32].slid
@@ -159,7 +167,7 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     published = records.load_all(tmp_path / "book")
     table = index.beyond("rope", published)
     assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]
-    assert table.model.tolist() == ["RoPE 25 %", "RoPE 25 %, interpolated", "RoPE 25 %, NTK", "RoPE 25 %, YaRN"]
+    assert table.model.tolist() == STRETCHED
     ends = [measure.last(reading.slid[1], 8) for reading in readings if reading.label == "Learned" and reading.slid]
     shown = index.beyond("learned", published).iloc[0].tolist()
     assert shown == ["Learned", "1", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–"]

@@ -59,7 +59,7 @@ def windows(record: Record, longest: int) -> int:
 
 def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = None) -> list[Reading]:
     """Every model at every length, as trained and, beyond the length trained at, with each encoding that may stand in for its
-    own (`Encoding.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
+    own (`encodings.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
 
     Args:
         count: windows of the longest length that are read; `None` is `windows`.

@@ -100,7 +100,7 @@ def _file(factors: Sequence[float], count: int) -> str:
 
 def _reading(record: Record, model: Any, tokens: int) -> Any:
     """The model as it is to read so many tokens: itself, or, where it has no such positions, with what may stand in for its
-    encoding (`Encoding.length_extensions`)."""
+    encoding (`encodings.length_extensions`)."""
     trained = record.config["seq_len"]
     others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(tokens, trained))
     try:
