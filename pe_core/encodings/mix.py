@@ -90,7 +90,6 @@ class Mix(Encoding):
         members = [self._member(part) for part in options.parts]
         self.members = nn.ModuleList(members)
         self.acting = list(range(len(options.parts)))
-        self.bias_by_distance = all(m.bias_by_distance or type(m).bias is Encoding.bias for m in members)
         for layer in range(shape.layers):
             self.for_layer(layer)._refuse_two()
 
@@ -123,7 +122,10 @@ class Mix(Encoding):
         parts = self.options.parts
         here.acting = [i for i in self.acting if layer in parts[i].acting(self.shape.layers)]
         here._modules = {"members": nn.ModuleList(member.for_layer(layer) for member in self.members)}  # type: ignore[union-attr,operator]
-        here.state_size = sum(member.state_size for member, _, _ in here._parts())
+        acting = [member for member, _, _ in here._parts()]
+        here.state_size = sum(member.state_size for member in acting)
+        written_out = here.replaces_scores or here.replaces_softmax
+        here.bias_by_distance = not written_out and all(m.bias_by_distance or type(m).bias is Encoding.bias for m in acting)
         return here
 
     def _parts(self) -> list[tuple[Encoding, int, int]]:

@@ -7,7 +7,6 @@ from helpers import tiny_config
 
 from pe_core import ENCODINGS, attention, encodings, hardware
 from pe_core.attention import Positions, attend
-from pe_core.encodings.base import Encoding
 
 B, H, K = 2, 3, 8
 # T queries, the last of S keys: no cache, one query after a cache, several queries after a cache.
@@ -127,7 +126,7 @@ def test_every_encoding_is_the_same_on_every_path(encoding, tiny, ids, T):
     torch.testing.assert_close(explicit, fused, atol=1e-5, rtol=1e-5)
 
 
-BY_DISTANCE = [name for name in ENCODINGS if encodings.build(name, {}, tiny_config().shape).bias_by_distance]
+BY_DISTANCE = [name for name in ENCODINGS if encodings.build(name, {}, tiny_config().shape).for_layer(0).bias_by_distance]
 # On a CPU the kernel is written out, and says so.
 not_fused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 
@@ -135,7 +134,7 @@ not_fused = pytest.mark.filterwarnings("ignore:flex_attention called without tor
 @torch.no_grad()
 def test_a_bias_by_distance_is_stated_where_there_is_one(tiny, encoding):
     """Other queries and keys change nothing, nor do positions that are shifted."""
-    cls, hooks = ENCODINGS[encoding], tiny(encoding).encoding
+    hooks = tiny(encoding).encoding.for_layer(0)
     shape, positions = hooks.shape, torch.arange(9)[None]
     generator = torch.Generator().manual_seed(0)
 
@@ -146,7 +145,7 @@ def test_a_bias_by_distance_is_stated_where_there_is_one(tiny, encoding):
         return None if found is None else found.expand(1, shape.heads, 9, 9).tril()
 
     one, other = bias(0), bias(500)
-    only = all(getattr(cls, hook) is getattr(Encoding, hook) for hook in ("token_state", "scores", "attention_weights"))
+    only = not (hooks.state_size or hooks.replaces_scores or hooks.replaces_softmax)
     assert hooks.bias_by_distance == (only and one is not None and torch.allclose(one, other, atol=1e-5))
 
 

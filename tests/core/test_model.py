@@ -4,6 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from helpers import tolerance
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -244,7 +245,7 @@ def test_cached_logits_equal_the_full_forward(encoding, tiny, ids, attention, cu
         parts.append(output.logits)
         cache = output.past_key_values
     assert cache.get_seq_length() == 12
-    close(torch.cat(parts, 1), model(ids).logits, atol=1e-4)
+    close(torch.cat(parts, 1), model(ids).logits, atol=tolerance(encoding))
 
 
 def test_no_cache_on_request(tiny, ids):
@@ -282,7 +283,7 @@ def test_packed_documents_see_nothing_of_each_other(encoding, tiny, ids, attenti
     positions = torch.cat([torch.arange(length) for length in PACKED])[None].expand(3, -1)
     packed = model(ids, position_ids=positions, use_cache=use_cache).logits
     for start, end in pairwise((0, *np.cumsum(PACKED))):
-        close(packed[:, start:end], model(ids[:, start:end], use_cache=False).logits, atol=1e-4)
+        close(packed[:, start:end], model(ids[:, start:end], use_cache=False).logits, atol=tolerance(encoding))
 
 
 def test_a_cache_of_packed_documents_goes_on_with_the_last(encoding, tiny, ids):
@@ -290,7 +291,7 @@ def test_a_cache_of_packed_documents_goes_on_with_the_last(encoding, tiny, ids):
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]])
     cache = model(ids[:, :7], position_ids=positions[:, :7].expand(3, -1)).past_key_values
     logits = model(ids[:, 7:], position_ids=positions[:, 7:].expand(3, -1), past_key_values=cache).logits
-    close(logits, model(ids[:, 3:]).logits[:, 4:], atol=1e-4)
+    close(logits, model(ids[:, 3:]).logits[:, 4:], atol=tolerance(encoding))
 
 
 def test_packed_documents_with_padding_between(tiny, ids):
@@ -334,7 +335,7 @@ def test_left_padding_changes_nothing(encoding, tiny, ids, attention):
     logits = model(ids, attention_mask=mask).logits
     assert logits.isfinite().all()
     for row, length in enumerate(lengths):
-        close(logits[row, -length:], model(ids[row : row + 1, -length:]).logits[0])
+        close(logits[row, -length:], model(ids[row : row + 1, -length:]).logits[0], atol=tolerance(encoding) / 10)
     other = torch.where(mask.bool(), ids, (ids + 1) % 97)
     close(model(other, attention_mask=mask).logits[mask.bool()], logits[mask.bool()], atol=0)
 
@@ -388,7 +389,7 @@ def test_given_positions_with_a_cache(encoding, tiny, ids, padded):
     expected = model(ids, attention_mask=mask, position_ids=positions).logits
     first = model(ids[:, :8], attention_mask=mask[:, :8], position_ids=positions[:, :8])
     rest = model(ids[:, 8:], attention_mask=mask, position_ids=positions[:, 8:], past_key_values=first.past_key_values).logits
-    close(rest[mask[:, 8:].bool()], expected[:, 8:][mask[:, 8:].bool()])
+    close(rest[mask[:, 8:].bool()], expected[:, 8:][mask[:, 8:].bool()], atol=tolerance(encoding) / 10)
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
@@ -401,7 +402,8 @@ def test_attention_weights_need_explicit_scores(encoding, tiny, ids):
     assert len(attentions) == 2
     for weights in attentions:
         assert weights.shape == (3, 4, 12, 12)
-        close(weights.sum(-1), torch.ones(3, 4, 12))
+        # A sink takes what is missing.
+        close(weights.sum(-1), torch.ones(3, 4, 12), atol=1.0 if encoding == "sink" else 1e-5)
         assert (weights >= 0).all()
         assert not weights.triu(1).any()
 

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import ROUNDING, tiny_model
+from helpers import ROUNDING, tiny_model, tolerance
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ LONG = 4_096
 
 # Each example is one or two forward passes of a tiny model; which encoding it is comes from the fixture.
 examples = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 attentions = st.sampled_from(["sdpa", "eager"])
 kinds = st.sampled_from(["mha", "mla"])
@@ -34,9 +34,7 @@ def rows(draw, least=1, most=MOST):
 
 
 def close(encoding, actual, expected):
-    """To 1e-4, or ten times that where rounding weighs more."""
-    atol = 2e-3 * ROUNDING.get(encoding, 0.05)
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(actual, expected, atol=tolerance(encoding), rtol=1e-4)
 
 
 @examples
