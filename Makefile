@@ -71,8 +71,8 @@ site-check: .venv/.dev  ## open every page of the site in headless Chromium (the
 	@$(INSTALL) '.[dev,site]'
 	$(BIN)/pytest -m slow tests/site/test_site.py
 
-pages: .venv/.ready  ## make the front page, the results, a page for each encoding, and README's tables
-	$(BIN)/python -m pe_core.site.pages $(ENCODINGS)
+pages: .venv/.ready  ## make the site's own pages and README's tables; RUNS=runs shows your own runs too
+	$(BIN)/python -m pe_core.site.pages $(ENCODINGS) $(if $(RUNS),--runs $(RUNS))
 	$(BIN)/python -m pe_core.site.readme
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab

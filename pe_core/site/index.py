@@ -6,6 +6,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,8 +35,16 @@ RECORDS = BOOK / "records"
 RANKING = "ranking"  # the study of the front page, by the name of its notebook
 
 
+OWN_RUNS = "PE_PAGES_RUNS"  # the variable that names a folder of runs to show beside the published ones
+
+
 def _all() -> list[Record]:
-    return records.load_all(RECORDS) if RECORDS.is_dir() else []
+    """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given."""
+    found = records.load_all(RECORDS) if RECORDS.is_dir() else []
+    if own := os.environ.get(OWN_RUNS):
+        known = {record.run for record in found}
+        found = sorted([*found, *(r for r in records.load_all(own) if r.run not in known)], key=lambda r: (r.created, r.run))
+    return found
 
 
 def published() -> list[Record]:

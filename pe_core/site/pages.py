@@ -7,6 +7,7 @@ torch once: thirty pages take well under a minute.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from papermill.parameterize import parameterize_notebook
 
 from pe_core import paths
 from pe_core.encodings import ENCODINGS
-from pe_core.errors import ConfigError, unknown
+from pe_core.errors import ConfigError, LabError, unknown
 from pe_core.report import figures
 from pe_core.site import index, publish
 
@@ -83,7 +84,14 @@ def _count_again(content: nbformat.NotebookNode) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("encodings", nargs="*", help="only these encodings' pages, beside the pages of all")
-    made = make(parser.parse_args().encodings or None)
+    parser.add_argument("--runs", help="a folder of runs, to be shown on the encodings' pages beside the published ones")
+    given = parser.parse_args()
+    try:
+        if given.runs:
+            os.environ[index.OWN_RUNS] = str(paths.runs(given.runs, reading=True))
+        made = make(given.encodings or None)
+    except LabError as error:
+        parser.exit(2, f"{error}\n")
     table, against = index.headline()
     if len(table):
         figures.preview(table, against, index.BOOK / "_static" / "preview.png")

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from pe_core import ENCODINGS, comparison, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
-from pe_core.site import encoding_page, index, publish, sphinx
+from pe_core.site import encoding_page, index, pages, publish, sphinx
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,6 +208,28 @@ def test_pages_show_no_error_and_are_small():
         for cell in content.cells:
             assert all(output.output_type != "error" for output in cell.get("outputs", []))
             assert "becomes-text" not in cell.metadata.get("tags", []) or cell.cell_type == "markdown"
+
+
+def test_pages_can_show_a_users_own_runs(tmp_path, monkeypatch):
+    """`make pages RUNS=folder`: beside the published ones, each once; without it those alone."""
+    published = index.published()
+    made(tmp_path / "sink-nano-1234", "sink", "Sink")
+    assert [record.run for record in index.published()] == [record.run for record in published]
+    monkeypatch.setenv(index.OWN_RUNS, str(tmp_path))
+    shown = index.published()
+    assert {record.run for record in shown} - {record.run for record in published} == {"sink-nano-1234"}
+    assert index.of_encoding("sink", shown)
+    monkeypatch.setenv(index.OWN_RUNS, str(index.RECORDS))
+    assert [record.run for record in index.published()] == [record.run for record in published]
+
+
+def test_pages_of_a_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pages", "--runs", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="2"):
+        pages.main()
+    said = capsys.readouterr().err
+    assert "nowhere" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow
