@@ -1,8 +1,9 @@
 """Progress bars with a time to go, and the lines beside them, where a person can see them.
 
 In a terminal and in Jupyter that is tqdm's own bar. Under papermill a cell's output goes to a file nobody is watching,
-so the bar is drawn on the terminal papermill was started from, and the notebook stays free of it. In a worker process
-of a sweep, bars and lines travel to the process that started it, which shows them.
+so the bar is drawn on the terminal papermill was started from, and the notebook stays free of it. Where output goes to a
+file, a bar is a line every half minute. In a worker process of a sweep, bars and lines travel to the process that started
+it, which shows them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _send: Callable[[Message], None] | None = None
 _worker = ""
 
 _EVERY = 0.5  # seconds between two reports of a remote bar
+_LINE_EVERY = 30.0  # seconds between two lines of a bar in a file
+_LINE = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
 
 
 def to_parent(send: Callable[[Message], None], worker: str) -> None:
@@ -67,34 +70,44 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def bar(iterable: Iterable[Any] | None = None, label: str = "", total: int | None = None, **options: Any) -> Any:
-    """A progress bar, used as tqdm's. In a log file it stays quiet; the lines of `say` mark the way there."""
+    """A progress bar, used as tqdm's; in a file a line every half minute."""
     if _send:
         return _RemoteBar(iterable, label, total, options)
     file = sys.stderr
     if type(sys.stderr).__module__.startswith("ipykernel"):
-        if terminal := _terminal():
-            file = terminal
+        if outside := _outside():
+            file = outside
         elif "JPY_SESSION_NAME" in os.environ:  # JupyterLab: a widget
             from tqdm.notebook import tqdm as notebook_bar
 
             return notebook_bar(iterable, desc=label, total=total, leave=False, **options)
-    return tqdm(
-        iterable,
-        desc=label,
-        total=total,
-        file=file,
-        leave=False,
-        dynamic_ncols=True,
-        mininterval=_EVERY,
-        disable=not file.isatty(),
-        **options,
-    )
+    options = {"desc": label, "total": total, "file": file, "leave": False, **options}
+    if file.isatty():
+        return tqdm(iterable, dynamic_ncols=True, mininterval=_EVERY, **options)
+    every = {"mininterval": _LINE_EVERY, "maxinterval": 2 * _LINE_EVERY + 1, "delay": _LINE_EVERY}
+    known = total is not None or hasattr(iterable, "__len__")
+    return _Lines(iterable, bar_format=_LINE if known else None, **every, **options)
 
 
-def _terminal() -> TextIO | None:
-    """The terminal a notebook's kernel was started from, when no Jupyter front end is attached."""
+class _Lines(tqdm):  # type: ignore[type-arg]
+    """A bar for a file: lines, the first after a while, none at the end."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None and self.n > self.initial and self.n != self.total:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+        return True
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True  # else the cursor would be put back to the beginning of a line
+            self._decr_instances(self)
+
+
+def _outside() -> TextIO | None:
+    """What a notebook's kernel was started from, a terminal or a file, when no Jupyter front end is attached."""
     stream = getattr(sys.stderr, "_original_stdstream_copy", None)
-    if stream is None or "JPY_SESSION_NAME" in os.environ or not os.isatty(stream):
+    if stream is None or "JPY_SESSION_NAME" in os.environ:
         return None
     return os.fdopen(os.dup(stream), "w")
 
