@@ -100,7 +100,7 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
     def close(self) -> None:
         if not self.disable:
-            self.disable = True  # else the cursor would be put back to the beginning of a line
+            self.disable: bool = True  # else the cursor would be put back to the beginning of a line
             self._decr_instances(self)
 
 
