@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 
 from pe_core import records
+from pe_core.config import PRESETS
 from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, LabError, RecordError, unknown
 from pe_core.records import Record
@@ -57,6 +58,35 @@ def written(name: str, encoding: str) -> str:
     return value if isinstance(value, str) else "None" if value is None else json.dumps(value)
 
 
+def limits(field: FieldInfo) -> tuple[float, float] | None:
+    """The least and the greatest value of an option that is a number within limits near enough for a slider, else `None`."""
+    ends = {
+        end: float(value)
+        for m in field.metadata
+        for end in ("ge", "gt", "le", "lt")
+        if (value := getattr(m, end, None)) is not None
+    }
+    low, high = ends.get("ge", ends.get("gt")), ends.get("le", ends.get("lt"))
+    if field.annotation not in (int, float) or low is None or high is None or high - low > 5_000:
+        return None
+    step = 1 if field.annotation is int else (high - low) / 100
+    return low + step * ("ge" not in ends), high - step * ("le" not in ends)
+
+
+def control(name: str, encoding: str) -> Any:
+    """What sets an option: a slider where it is a number within limits, else a box to type in."""
+    import ipywidgets as widgets
+
+    field = ENCODINGS[encoding].Options.model_fields[name]
+    look: Any = {"description": name, "continuous_update": False, "style": {"description_width": "initial"}}
+    if (ends := limits(field)) is None:
+        return widgets.Text(written(name, encoding), **look)
+    default, (low, high) = field.get_default(call_default_factory=True), ends
+    if field.annotation is int:
+        return widgets.IntSlider(default, int(low), int(high), **look)
+    return widgets.FloatSlider(default, min=low, max=high, step=(high - low) / 100, readout_format=".4g", **look)
+
+
 def encodings_panel() -> Any:
     """Choose an encoding, its options and a picture; it is drawn anew at every change."""
     import ipywidgets as widgets  # type: ignore[import-untyped,unused-ignore]
@@ -69,17 +99,16 @@ def encodings_panel() -> Any:
         with shown:
             shown.clear_output(wait=True)
             try:
-                figure = drawn(chosen.value, {box.description: box.value for box in boxes.children}, picture.value)
+                texts = {box.description: box.value for box in boxes.children}
+                texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in texts.items()}
+                figure = drawn(chosen.value, texts, picture.value)
                 plt.show() if figure else print("Queries and keys are not turned.")
             except LabError as error:
                 print(f"{type(error).__name__}: {error}")
 
     def rebuild(*_: Any) -> None:
         names = ENCODINGS[chosen.value].Options.model_fields
-        boxes.children = [
-            widgets.Text(written(name, chosen.value), description=name, continuous_update=False,
-                         style={"description_width": "initial"}) for name in names
-        ]  # fmt: skip
+        boxes.children = [control(name, chosen.value) for name in names]
         for box in boxes.children:
             box.observe(draw, "value")
         draw()
@@ -157,31 +186,47 @@ def attention_map(tokens: list[str], weights: np.ndarray[Any, Any], layer: int) 
 
 
 def models_panel(runs_dir: str | None = None) -> Any:
-    """Choose a trained run and write: what attends to what, and what is likely to come next."""
+    """Choose one or two trained runs and write: what attends to what, what is likely to come next, and how each goes on."""
     import ipywidgets as widgets
     from IPython.display import display
 
     found = trained(runs_dir)
     if not found:
         return widgets.HTML("No run with weights here yet: <code>make nope SAMPLES=1000</code> makes two in a few minutes.")
-    chosen = widgets.Dropdown(options=list(found), description="run", layout={"width": "max-content"})
+    wide: Any = {"layout": {"width": "max-content"}}
+    chosen = [widgets.Dropdown(options=list(found), description="run", **wide)]
+    chosen.append(widgets.Dropdown(options=["none", *found], value="none", description="beside it", **wide))
     text = widgets.Textarea("Returns a list of the", description="text", continuous_update=False)
-    layer = widgets.BoundedIntText(0, 0, 99, description="layer")
-    shown, readers = widgets.Output(), dict[str, Reader]()
+    layer = widgets.IntSlider(
+        0, 0, max(preset.layers for preset in PRESETS.values()) - 1, description="layer", continuous_update=False
+    )
+    tokens = widgets.IntSlider(32, 1, 256, description="tokens", continuous_update=False)
+    temperature = widgets.FloatSlider(0.8, min=0, max=2, step=0.1, description="temperature", continuous_update=False)
+    go_on = widgets.Button(description="Continue the text")
+    shown, readers = [widgets.Output(layout={"width": "50%"}) for _ in chosen], dict[str, Reader]()
 
-    def draw(*_: Any) -> None:
-        with shown:
-            shown.clear_output(wait=True)
-            try:
-                reader = readers.setdefault(chosen.value, Reader(found[chosen.value]))
-                tokens, weights, likely = reader.read(text.value)
-                display(likely.style.hide().format(precision=1, escape="html"))
-                attention_map(tokens, weights, layer.value)
-                plt.show()
-            except LabError as error:
-                print(f"{type(error).__name__}: {error}")
+    def each(see: Any) -> None:
+        for run, output in zip(chosen, shown, strict=True):
+            with output:
+                output.clear_output(wait=True)
+                try:
+                    if run.value in found:
+                        see(run.value)
+                except LabError as error:
+                    print(f"{type(error).__name__}: {error}")
 
-    for control in (chosen, text, layer):
-        control.observe(draw, "value")
-    draw()
-    return widgets.VBox([chosen, text, layer, shown])
+    def draw(run: str) -> None:
+        reader = readers.setdefault(run, Reader(found[run]))
+        read, weights, likely = reader.read(text.value)
+        display(likely.style.hide().format(precision=1, escape="html"))
+        attention_map(read, weights, min(layer.value, len(weights) - 1))
+        plt.show()
+
+    def generate(run: str) -> None:
+        print(found[run].generate(text.value, tokens.value, temperature.value))
+
+    for setting in (*chosen, text, layer):
+        setting.observe(lambda _: each(draw), "value")
+    go_on.on_click(lambda _: each(generate))
+    each(draw)
+    return widgets.VBox([widgets.HBox(chosen), text, layer, widgets.HBox([go_on, tokens, temperature]), widgets.HBox(shown)])

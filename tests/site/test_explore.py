@@ -45,7 +45,9 @@ def test_the_panel_redraws_and_says_what_is_wrong():
     (chosen, picture), boxes, shown = panel.children[0].children, panel.children[1], panel.children[2]
     chosen.value = "rope"
     assert [box.description for box in boxes.children] == ["rotary_pct", "base"]
-    boxes.children[0].value = "7"  # refused: it says so and does not raise
+    assert isinstance(boxes.children[0], ipywidgets.FloatSlider)
+    boxes.children[0].value = 0.3  # of no even number of dimensions: it says so and does not raise
+    boxes.children[1].value = "much"
     picture.value = "rotation"
     assert isinstance(shown, ipywidgets.Output)
 
@@ -80,6 +82,33 @@ def test_a_trained_run_reads_text(run, tmp_path):
     assert "head 3 looks" in figures.describe(widgets.attention_map(tokens, weights, 1))
     with pytest.raises(ConfigError, match="unknown layer '2'"):
         widgets.attention_map(tokens, weights, 2)
+
+
+def test_two_runs_side_by_side_read_and_go_on(run, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(records.Record, "generate", lambda record, *given: heard.append((record.run, *given)) or "")
+    panel = widgets.models_panel(tmp_path / "runs")
+    runs, text, layer, going_on, outputs = panel.children
+    (first, second), (go_on, tokens, temperature) = runs.children, going_on.children
+    assert len(outputs.children) == 2
+    assert second.value == "none"
+    text.value, tokens.value, temperature.value = "abc", 7, 0.0
+    go_on.click()
+    assert heard == [("rope-1", "abc", 7, 0.0)]
+    second.value = first.value
+    layer.value = 1
+    go_on.click()
+    assert len(heard) == 3
+
+
+def test_sliders_are_for_numbers_within_limits():
+    fields = {name: cls.Options.model_fields for name, cls in ENCODINGS.items()}
+    assert widgets.limits(fields["rope"]["rotary_pct"]) == (0, 1)
+    assert widgets.limits(fields["rope"]["base"]) is None
+    assert widgets.limits(fields["window"]["size"]) is None
+    low, high = widgets.limits(fields["tapa"]["amplitude"])
+    assert 0 < low < 0.1 < 0.9 < high < 1
+    assert isinstance(widgets.control("buckets", "t5"), ipywidgets.IntSlider)
 
 
 def test_without_weights_it_says_so(tmp_path):
