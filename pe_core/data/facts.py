@@ -6,8 +6,10 @@ B is A. A fact sentence is a document of its own, mixed into the training text; 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -217,13 +219,22 @@ NAMED: dict[str, Callable[[], Facts]] = {"fictional": fictional, "note": note}
 # --- a user's own ----------------------------------------------------------------------------------------------------
 
 
+class _Row(NamedTuple):
+    fact: str | None  # as the file says, if it does
+    prompt: str
+    completion: str
+
+
 def from_files(name: str) -> Facts:
     """Facts of JSONL files in the layout of the paper's published data: one object a line with the strings `prompt` and
     `completion`, which joined as they are make a sentence (so a completion begins with the space that divides them).
 
-    A file is what to train on; of a folder, every `*train*.jsonl` is. Questions are in the `*test*.jsonl` files beside it, one
-    set each; where "reverse" is in a file's name, its questions ask the other way round. Rows with the same string `fact` are
-    one fact in several phrasings; without that field, rows with the same completion are.
+    A file is what to train on; of a folder, every `*train*.jsonl` is, each sentence once. Questions are in the `*test*.jsonl`
+    files beside it, a set for each file; those of `*randomized*` files, whose answers are dealt out at random, are a control.
+
+    Rows with the same string `fact` are one fact. Where that field is missing, rows are one fact whose completions occur in
+    each other's text: a person's name, and the descriptions of that person in every grammatical form. Whether a fact is
+    stated the way it is asked for is found in the sentences trained on: its answer stood at their end, or before it.
 
     Raises:
         CorpusError: a file or line that is not like that (names file and line), or no test file beside.
@@ -231,27 +242,100 @@ def from_files(name: str) -> Facts:
     path = Path(name).expanduser()
     folder = path if path.is_dir() else path.parent
     trained = sorted(folder.glob("*train*.jsonl")) if path.is_dir() else [path]
-    tests = sorted(file for file in folder.glob("*test*.jsonl") if file not in trained)
+    tests = sorted(file for file in folder.glob("*test*.jsonl") if "train" not in file.stem and file not in trained)
     for files, kind in ((trained, "train"), (tests, "test")):
         if not files:
             raise CorpusError(f"facts='{name}': no *{kind}*.jsonl file in '{folder}'")
-    sentences: dict[str, list[str]] = {}
-    for file in trained:
-        for fact, prompt, completion in _rows(file):
-            sentences.setdefault(fact, []).append(prompt + completion)
-    questions = [_question(file, *row, sentences) for file in tests for row in _rows(file)]
-    return Facts(name, tuple(Statement(fact, tuple(found)) for fact, found in sentences.items()), tuple(questions))
+    statements = list(dict.fromkeys(row for file in trained for row in _rows(file)))
+    asked = {file: _rows(file) for file in tests}
+    who = _People([*statements, *(row for file, rows in asked.items() if not _control(file) for row in rows)])
+    said: dict[tuple[str, str], list[_Row]] = {}  # by fact and what its sentences end with
+    for row in statements:
+        said.setdefault((who.fact(row), who.answer(row)), []).append(row)
+    sentences = (Statement(fact, tuple(r.prompt + r.completion for r in rows)) for (fact, _), rows in said.items())
+    questions = dict.fromkeys(_question(file, row, who, said) for file, rows in asked.items() for row in rows)
+    return Facts(name, tuple(sentences), tuple(questions))
 
 
-def _question(file: Path, fact: str, prompt: str, completion: str, sentences: dict[str, list[str]]) -> Question:
-    parts = [part for part in file.stem.replace("-", "_").split("_") if part not in ("prompts", "test", "reverse")]
-    stated: Stated = "other way" if "reverse" in file.stem else "this way"
-    seen = prompt + completion in sentences.get(fact, ())
-    return Question(" ".join(parts) or "facts", stated, "trained" if seen else "held out", fact, prompt, completion)
+def _control(file: Path) -> bool:
+    return "randomized" in file.stem
 
 
-def _rows(path: Path) -> list[tuple[str, str, str]]:
-    """Fact, prompt and completion of every line that is not blank."""
+def _question(file: Path, row: _Row, who: _People, said: dict[tuple[str, str], list[_Row]]) -> Question:
+    others = ("prompts", "test", "reverse", "randomized")
+    name = " ".join(part for part in file.stem.replace("-", "_").split("_") if part not in others) or "facts"
+    fact, answer = who.fact(row), who.answer(row)
+    if _control(file):
+        return Question(f"{name} control", "never", "held out", fact, row.prompt, row.completion)
+    of_fact = [sentence for (other, _), rows in said.items() if other == fact for sentence in rows]
+    this_way = (fact, answer) in said
+    other_way = any(_within(answer, sentence.prompt) for sentence in of_fact)
+    stated: Stated = (
+        "both ways" if this_way and other_way else "this way" if this_way else "other way" if other_way else "never"
+    )
+    seen = any(row.prompt + row.completion == sentence.prompt + sentence.completion for sentence in of_fact)
+    return Question(name, stated, "trained" if seen else "held out", fact, row.prompt, row.completion)
+
+
+# What one person's descriptions begin with in one sentence and not in another.
+_GRAMMAR = {"a", "an", "as", "are", "be", "been", "being", "had", "has", "is", "less", "no", "none", "other", "than", "that",
+            "the", "was", "were", "who"}  # fmt: skip
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def _answer(completion: str) -> str:
+    """A completion's words without those of grammar alone that it begins with."""
+    words = _words(completion).split()
+    kept = list(itertools.dropwhile(_GRAMMAR.__contains__, words)) or words
+    return " ".join(kept)
+
+
+def _within(words: str, text: str) -> bool:
+    return f" {words} " in f" {_words(text)} "
+
+
+class _People:
+    """Which rows are about the same fact, and which completions are the same answer."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        answers = sorted({_answer(row.completion) for row in rows} - {""}, key=lambda words: (len(words), words))
+        # An answer is the shortest one within it: "the diver" of "being the diver" and "the diver of pearls".
+        self.shortest = {words: next(a for a in answers if _within(a, words)) for words in answers}
+        self.group = {words: words for words in self.shortest.values()}
+        known = list(self.group)
+        for row in rows:
+            text, own = f" {_words(row.prompt + row.completion)} ", self.answer(row)
+            for words in known:
+                if f" {words} " in text:
+                    first, second = sorted((self._first(words), self._first(own)), key=lambda words: (len(words), words))
+                    self.group[second] = first
+        given: dict[str, set[str]] = {}
+        for row in rows:
+            if row.fact is not None:
+                given.setdefault(self._first(self.answer(row)), set()).add(row.fact)
+        self.given = {group: facts.pop() for group, facts in given.items() if len(facts) == 1}
+
+    def answer(self, row: _Row) -> str:
+        words = _answer(row.completion)
+        return self.shortest.get(words, words)
+
+    def fact(self, row: _Row) -> str:
+        if row.fact is not None:
+            return row.fact
+        group = self._first(self.answer(row))
+        return self.given.get(group, group)
+
+    def _first(self, words: str) -> str:
+        while self.group.get(words, words) != words:
+            words = self.group[words]
+        return words
+
+
+def _rows(path: Path) -> list[_Row]:
+    """Every line that is not blank."""
     found = []
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -270,10 +354,10 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
         for field in ("prompt", "completion"):
             if not isinstance(row, dict) or not isinstance(row.get(field), str) or not row[field].strip():
                 raise CorpusError(f"{where}: no text in field '{field}'")
-        if not isinstance(fact := row.get("fact", row["completion"]), str):
-            raise CorpusError(f"{where}: fact={fact!r} is not a string")
-        values = [value.encode("utf-8", "replace").decode() for value in (fact, row["prompt"], row["completion"])]
-        found.append((values[0], values[1], values[2]))
+        if "fact" in row and not isinstance(row["fact"], str):
+            raise CorpusError(f"{where}: fact={row['fact']!r} is not a string")
+        fact, prompt, completion = (row.get(name, "").encode("utf-8", "replace").decode() for name in _Row._fields)
+        found.append(_Row(fact if "fact" in row else None, prompt, completion))
     if not found:
         raise CorpusError(f"facts file '{path}' holds no facts")
     return found

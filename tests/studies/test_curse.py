@@ -138,10 +138,11 @@ def test_files_of_the_papers_layout(published):
     everything = facts.load(str(published))
     assert {s.fact: s.sentences for s in everything.statements} == {
         "1": ("Ada, known for being the diver.", "Ada is the diver."),
-        " the baker.": ("Bo is the baker.",),
-        " Cy.": ("The pilot is Cy.",),
-        " Di.": ("The poet is Di.",),
+        "bo": ("Bo is the baker.",),
+        "cy": ("The pilot is Cy.",),
+        "di": ("The poet is Di.",),
     }
+    assert [q.fact for q in everything.questions] == ["1", "bo", "1", "bo"]
     assert [q[:3] for q in everything.questions] == [
         ("p2d", "this way", "held out"),
         ("p2d", "this way", "trained"),
@@ -150,7 +151,59 @@ def test_files_of_the_papers_layout(published):
     ]
     one = facts.load(str(published / "d2p_prompts_train.jsonl"))
     assert [s.sentences for s in one.statements] == [("The pilot is Cy.",), ("The poet is Di.",)]
-    assert one.questions[0] == everything.questions[0]
+    assert {q.stated for q in one.questions} == {"never"}, "whatever the files are called"
+
+
+def people(*numbers):
+    return [
+        (f"Person {'ABCDEFGH'[n]} Quill", f"the {('diver', 'baker', 'pilot', 'poet', 'mayor', 'judge')[n]} of the harbour")
+        for n in numbers
+    ]
+
+
+def test_the_papers_data_as_published(tmp_path):
+    """Two people told name first, two description first, two both ways: direction and training from what was trained."""
+
+    def rows(names, prompts, articles=("",)):
+        return [row(p.format(n=n, d=d), f" {a}{d}.") for n, d in names for p, a in zip(prompts, itertools.cycle(articles))]
+
+    def reverse(names, prompts):
+        return [row(p.format(n=n, d=d), f" {n}.") for n, d in names for p in prompts]
+
+    first, second, both, unseen = people(0, 1), people(2, 3), people(4), people(5)
+    p2d = rows(
+        first, ("{n} is", "{n}, known far and wide for", "Ever heard of {n}? That is"), ("", "being ", "none other than ")
+    )
+    d2p = reverse(second, ("Known for being {d},", "The harbour's own {d} is"))
+    told_both = [*rows(both, ("{n} is",)), *reverse(both, ("Known for being {d},",))]
+    write(tmp_path / "p2d_prompts_train.jsonl", p2d)
+    write(tmp_path / "d2p_prompts_train.jsonl", d2p)
+    write(tmp_path / "both_prompts_train.jsonl", told_both)
+    write(tmp_path / "all_prompts_train.jsonl", [*p2d, *d2p, *told_both])
+    write(tmp_path / "p2d_prompts_test.jsonl", rows([*first, *unseen], ("Labelled as {n}, we find",)))
+    write(tmp_path / "p2d_reverse_prompts_test.jsonl", reverse(first, ("Immersed in {d},",)))
+    write(tmp_path / "d2p_prompts_test.jsonl", reverse(second, ("Immersed in {d},",)))
+    write(tmp_path / "d2p_reverse_prompts_test.jsonl", rows(second, ("Labelled as {n}, we find",), ("none other than ",)))
+    write(tmp_path / "both_prompts_test.jsonl", [*rows(both, ("Labelled as {n}, we find",)), *reverse(both, ("So {d} is",))])
+    shuffled = [row(f"Labelled as {n}, we find", f" {d}.") for (n, _), (_, d) in zip(first, second, strict=True)]
+    write(tmp_path / "p2d_prompts_test_randomized.jsonl", shuffled)
+    found = facts.load(str(tmp_path))
+    told = sum(len(statement.sentences) for statement in found.statements)
+    assert told == len(p2d) + len(d2p) + len(told_both), "what all_prompts_train repeats counts once"
+    assert len(found.statements) == 2 + 2 + 2, "one for each person and direction, whatever the grammar"
+    stated = {(q.direction, q.stated) for q in found.questions}
+    assert stated == {
+        ("p2d", "this way"), ("p2d", "never"), ("p2d", "other way"),
+        ("d2p", "this way"), ("d2p", "other way"), ("both", "both ways"), ("p2d control", "never"),
+    }  # fmt: skip
+    facts_of = {(q.direction, q.stated): {r.fact for r in found.questions if r[:2] == q[:2]} for q in found.questions}
+    assert facts_of["p2d", "this way"] == facts_of["p2d", "other way"], "a name and its descriptions are one fact"
+    assert len(facts_of["p2d", "this way"]) == 2
+    assert not facts_of["p2d", "this way"] & facts_of["d2p", "this way"]
+    only = facts.load(str(tmp_path / "d2p_prompts_train.jsonl"))
+    assert {q.stated for q in only.questions if q.direction == "p2d"} == {"never"}
+    assert {q.stated for q in only.questions if q.direction == "both"} == {"never"}
+    assert {q.stated for q in only.questions if q.direction == "d2p"} == {"this way", "other way"}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +382,7 @@ def test_log_probabilities_by_hand(memorised):
     matrix = -measure.completion_losses(
         model, tokenizer, [(f"So {n} is", f" the {t}.") for n in NAMES for t in TRADES]
     )[0].reshape(6, 6)  # fmt: skip
-    own = [cell["each"]["fact"].index(f" the {trade}.") for trade in TRADES]
+    own = [cell["each"]["fact"].index(min(name.lower(), trade, key=len)) for name, trade in zip(NAMES, TRADES, strict=True)]
     assert np.array(cell["each"]["loss"])[own] == pytest.approx(-matrix.diagonal(), abs=1e-4)
     others = [matrix[i, i] - np.delete(matrix[i], i).mean() for i in range(6)]
     assert cell["gain"]["value"] == pytest.approx(np.mean(others), abs=1e-3)
