@@ -120,6 +120,15 @@ def differences(budgets: Budgets, baseline: str) -> pd.DataFrame:
     return table.assign(change_verdict=moved.where(moved.notna(), ""))
 
 
+def pair(budgets: Budgets, a: str, b: str) -> pd.DataFrame:
+    """Model `a` against model `b` at every budget that has both: a row each of `comparison.verdicts`, with tokens."""
+    rows = []
+    for groups in budgets.values():
+        judged = comparison.verdicts(groups)
+        rows.append(judged[(judged.a == a) & (judged.b == b)].assign(tokens=tokens(groups)))
+    return pd.concat(rows, ignore_index=True)
+
+
 def leaders(budgets: Budgets) -> pd.DataFrame:
     """At each budget the model with the lowest loss, and which others could not be told from it.
 

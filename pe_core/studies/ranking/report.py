@@ -19,8 +19,36 @@ def answer(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
     """Who leads after most training, who differs from the baseline there, and what changed on the way."""
     last = led.iloc[-1]
     rows = table[table.samples == last.samples]
-    said = [f"**{_leader(last)}**", _sides(rows, baseline), moves(table, baseline), reach(led)]
+    said = [f"**{_leader(last)}**", _sides(rows, baseline), moves(table, baseline), widest(table, baseline), reach(led)]
     return "\n\n".join(filter(None, said))
+
+
+def widest(table: pd.DataFrame, baseline: str) -> str:
+    """The models of the largest budget that most were trained at, by verdict, where that is not the largest of all."""
+    models = table.groupby("tokens").size()
+    tokens = max(models.index, key=lambda tokens: (models[tokens], tokens))
+    if tokens == table.tokens.max():
+        return ""
+    rows = table[table.tokens == tokens].sort_values("percent")
+    kinds = (("lower", "lower perplexity than"), (NO_DIFFERENCE, "no difference found from"), ("higher", "higher than"))
+    parts = [f"{said} {baseline}: {', '.join(alike.label)}" for kind, said in kinds if len(alike := rows[rows.verdict == kind])]
+    return (
+        f"Of all {models[tokens]} others at {_tokens(tokens)} tokens, best first: {'; '.join(parts)}. Numbers are in the table."
+    )
+
+
+def placebo(found: pd.DataFrame) -> str:
+    """Two models that are one function, at every budget (`measure.pair`): what chance makes of a comparison."""
+    if found.empty:
+        return ""
+    first = found.iloc[0]
+    parts = [f"{claims.as_percent(row)} at {_tokens(row.tokens)} tokens" for row in found.itertuples()]
+    kinds = set(found.verdict)
+    verdict = "no difference is found" if kinds == {NO_DIFFERENCE} else "a difference is found, which is a false one"
+    return (
+        f"{first.a} and {first.b} are one function whose weights start from different numbers. {first.a} against {first.b}: "
+        f"{'; '.join(parts)}. Here {verdict}."
+    )
 
 
 def headline(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
