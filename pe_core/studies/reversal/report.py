@@ -35,6 +35,7 @@ def findings(table: pd.DataFrame) -> str:
         said.append(
             f"**{who} found to soften the reversal curse**: asked the way round that was not stated, the right answer is not "
             f"found to be likelier than others ({len(p)} test{'s' if len(p) > 1 else ''}, smallest {claims.as_p(p.min())})."
+            + _little(stated[stated.label.isin(rest)])
         )
     if unable:
         said.append(
@@ -42,6 +43,18 @@ def findings(table: pd.DataFrame) -> str:
             "be known."
         )
     return "\n\n".join([*said, *(_directions(label, table[table.label == label]) for label in learned.index)])
+
+
+def _little(stated: pd.DataFrame) -> str:
+    """How far a model that knows little of what it was told can show anything."""
+    shares, chance = 100 * stated["first"], 100 * stated.chance.mean()
+    if shares.max() >= 50:
+        return ""
+    return (
+        f" But there is little to find: even asked the way they were stated, facts rank first for {shares.min():.0f} to "
+        f"{shares.max():.0f} % of questions alone (chance {chance:.0f} %). That the curse holds for models that have learned their "
+        "facts, this cannot show."
+    )
 
 
 def _directions(label: str, table: pd.DataFrame) -> str:
