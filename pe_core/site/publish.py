@@ -30,7 +30,7 @@ def show(notebook: Path) -> None:
 
 def clean(notebook: Path) -> None:
     """Take out of an executed notebook what does not belong on a page: times and paths of the machine, warnings and
-    progress on stderr, and the cell papermill injected (its values show in the settings table). What a figure says about
+    progress on stderr, addresses in memory, and the cell papermill injected (its values show in the settings table). What a figure says about
     itself (`figures.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the Markdown it
     displayed: only text of the page itself can hold headings, citations and links to other pages."""
     content = nbformat.read(notebook, as_version=4)
@@ -50,6 +50,8 @@ def clean(notebook: Path) -> None:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 output.get("metadata", {}).pop("needs_background", None)
+                if len(output.get("data", {})) > 1:  # an object's address in memory, beside what it looks like
+                    output.data.pop("text/plain", None)
                 if drawing := output.get("data", {}).get("image/svg+xml"):
                     output.data["image/svg+xml"] = compact(drawing)
                 if alt := output.get("metadata", {}).pop("image/svg+xml", {}).get("alt"):

@@ -263,6 +263,7 @@ def test_a_new_file_has_its_page(tmp_path):
 
 def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
     data = {"image/svg+xml": "<svg/>"}
+    data["text/plain"] = "<Figure at 0x7f>"
     drawn = new_output("display_data", data, metadata={"image/svg+xml": {"alt": "RoPE from 5 to 3."}})
     cells = [
         new_code_cell("a", outputs=[drawn], metadata={"mystnb": {"image": {"alt": "Perplexity."}}}),
@@ -275,6 +276,7 @@ def test_what_a_figure_says_becomes_its_alternative_text(tmp_path):
         publish.clean(tmp_path / "page.ipynb")
         figure, text = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
         assert figure.metadata.mystnb.image.alt == "Perplexity. RoPE from 5 to 3."
+        assert list(figure.outputs[0].data) == ["image/svg+xml"]
         assert (text.cell_type, text.source) == ("markdown", "# Title")
 
 
