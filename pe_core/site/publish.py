@@ -29,10 +29,10 @@ def show(notebook: Path) -> None:
 
 
 def clean(notebook: Path) -> None:
-    """Take out of an executed notebook what does not belong on a page: times and paths of the machine, warnings and
-    progress on stderr, addresses in memory, and the cell papermill injected (its values show in the settings table). What a figure says about
-    itself (`figures.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the Markdown it
-    displayed: only text of the page itself can hold headings, citations and links to other pages."""
+    """Take out of an executed notebook what does not belong on a page: times, paths and memory addresses of the machine,
+    warnings and progress on stderr, and the cell papermill injected (its values show in the settings table). What a figure says
+    about itself (`figures.describe`) joins the alternative text its cell gives. A cell tagged `becomes-text` becomes the
+    Markdown it displayed: only text of the page itself can hold headings, citations and links to other pages."""
     content = nbformat.read(notebook, as_version=4)
     content.metadata.pop("papermill", None)
     content.metadata.pop("widgets", None)

@@ -52,8 +52,8 @@ def _little(stated: pd.DataFrame) -> str:
         return ""
     return (
         f" But there is little to find: even asked the way they were stated, facts rank first for {shares.min():.0f} to "
-        f"{shares.max():.0f} % of questions alone (chance {chance:.0f} %). Whether the curse holds for models that have learned "
-        "their facts, this cannot show."
+        f"{shares.max():.0f} % of questions alone (chance {chance:.0f} %). Whether the curse holds for models that have "
+        "learned their facts, this cannot show."
     )
 
 
