@@ -183,23 +183,19 @@ def test_figures_tables_and_words(readings, trained):
     panels = dict(zip(table.label, table.panel, strict=True))
     everyone = list(dict.fromkeys(table.panel))
     assert "rotary, stretched" in everyone
-    figure = figures.position_panels(measure.curves(readings), styles, panels, [16])
-    figure.canvas.draw()
-    shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
-    assert shown == [panel for panel in everyone if panel in shown]
-    assert len(shown) >= 3
-    for ax in figure.axes:  # no legend over the name of the axis above it
-        legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
-        assert legend.y1 <= name.y0
-    paths = measure.paths(readings)
-    ax = report.length_map(paths, 16).axes[0]
-    rows = [tick.get_text() for tick in ax.get_yticklabels()]
-    ends = paths[paths.length == 64].sort_values("percent")
-    assert rows == ends.label.tolist()
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["32", "64"]
-    written = {text.get_position(): text.get_text() for text in ax.texts}
-    assert written[1, 0] == f"{ends.percent.iloc[0]:+.0f}".replace("-", "−")
-    plt.close("all")
+    for figure in (
+        report.contexts_figure(measure.paths(readings), styles, "percent"),
+        report.contexts_figure(table[table.measure == "sliding window"], styles),
+        figures.position_panels(measure.curves(readings), styles, panels, [16]),
+    ):
+        figure.canvas.draw()
+        shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
+        assert shown == [panel for panel in everyone if panel in shown]
+        assert len(shown) >= 3
+        for ax in figure.axes:  # no legend over the name of the axis above it
+            legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
+            assert legend.y1 <= name.y0
+        plt.close(figure)
     ranked, changes = measure.ranking(readings), measure.changes(readings)
     html = (
         report.contexts_table(table[table.measure == "last tokens"], bits=True).to_html()

@@ -173,28 +173,36 @@ def by_length_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> 
     return figure
 
 
-def length_map(table: pd.DataFrame, trained_at: int) -> Figure:
-    """`measure.paths` at a glance: one row a model, one column a context length beyond the trained one, the change in percent;
-    best at the longest first, bold where the 95 % interval leaves zero out."""
-    beyond = table[table.length > trained_at].assign(found=lambda rows: (rows.low > 0) | (rows.high < 0))
-    longest = beyond.length.max()
-    order = beyond[beyond.length == longest].sort_values("percent").label
-    values, found = (beyond.pivot(index="label", columns="length", values=name).loc[order] for name in ("percent", "found"))
-    figure, ax = plt.subplots(figsize=(figures.WIDTH, 1.1 + 0.28 * len(values)))
-    ax.imshow(values, cmap="RdBu_r", vmin=-60, vmax=60, aspect="auto", alpha=0.75)
-    for y, label in enumerate(values.index):
-        for x, length in enumerate(values.columns):
-            number = claims.as_number(values.loc[label, length], 0, "+")
-            ax.text(
-                x, y, number, ha="center", va="center", fontsize=9, fontweight="bold" if found.loc[label, length] else "normal"
+def contexts_figure(
+    table: pd.DataFrame, styles: dict[str, dict[str, Any]], value: str = "perplexity", title: str = ""
+) -> Figure:
+    """What a model does at other contexts (`measure.frame`, `measure.paths`), one panel for each family.
+
+    Args:
+        value: `perplexity`, drawn without bands, which would show how documents differ, and all models share those; or
+            `percent`, the paired change, with 95 % bands. That is drawn up to 100 %: what is above has broken.
+    """
+    known = table[table[value].notna()]
+    figure, panels = figures.stacked_panels(list(known.drop_duplicates("label").panel))
+    for panel, ax in panels.items():
+        for nth, (label, rows) in enumerate(known[known.panel == panel].groupby("label", sort=False)):
+            ax.plot(
+                rows.length, rows[value], marker=figures.MARKS[nth % len(figures.MARKS)], ms=5, label=label, **styles[label]
             )
-    ax.set_xticks(range(len(values.columns)), [f"{length:,}" for length in values.columns])
-    ax.set_yticks(range(len(values)), values.index, fontsize=9)
-    ax.xaxis.tick_top()
-    ax.grid(visible=False)
-    ax.set_title(f"Perplexity of the last tokens by context,\n% against {trained_at} tokens; bold: not zero", fontsize=11)
-    said = [
-        f"{label}: {', '.join(f'{values.loc[label, length]:+.0f} at {length:,}' for length in values.columns)}"
-        for label in order
-    ]
-    return figures.set_alt_text(figure, f"Change of perplexity in percent against {trained_at} tokens. {'; '.join(said)}.")
+            if value == "percent":
+                ax.fill_between(rows.length, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
+        for length in table.trained_at.unique():
+            ax.axvline(length, color="0.6", lw=0.8, zorder=0)
+        scale = "log" if value == "perplexity" else "linear"
+        ax.set(title=panel, xlabel="context, tokens", ylabel="", xscale="log", yscale=scale)
+        ax.set_xticks(sorted(table.length.unique()))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if value == "perplexity":
+            figures.plain_log(ax)
+        else:
+            ax.axhline(0, color="0.4", lw=1, zorder=0)
+            ax.set_ylim(max(known.low.min(), -50), min(known.high.max(), 100))
+        figures.panel_legend(ax)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
