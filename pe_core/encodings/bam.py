@@ -35,4 +35,5 @@ class BAM(PerLayer):
     ) -> Tensor | None:
         distance_B1TS = (query_BT[:, None, :, None] - key_BS[:, None, None, :]).clamp(min=0).float()
         a_H11, b_H11 = (parameter[self.layer].float()[:, None, None] for parameter in (self.a, self.b))
-        return -(a_H11 + b_H11 * (distance_B1TS + 1e-5).log()).exp()
+        # Below e⁸⁰: an exponent far below zero would make the only key of a first token infinitely unlikely.
+        return -(a_H11 + b_H11 * (distance_B1TS + 1e-5).log()).clamp(max=80).exp()

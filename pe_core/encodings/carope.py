@@ -55,7 +55,7 @@ class CARoPE(PerLayer):
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
         if name == "c":
             ratio = self.options.base ** (2 / self.shape.head_dim)  # 1 / f of RoPE; c = softplus⁻¹(ratio - 1)
-            parameter.fill_(math.log(math.expm1(ratio - 1)))
+            parameter.fill_(ratio - 1 + math.log(-math.expm1(1 - ratio)))
         else:
             super().init_parameter(name, parameter, generator)
 

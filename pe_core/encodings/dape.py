@@ -20,7 +20,7 @@ class DAPE(PerLayer):
     both convolutions' inputs. (The authors' code zeroes them in the first one's alone: a row then depends on whether later
     keys are there, and a cache changes it.) The paper also builds on KERPLE and FIRE.
 
-    Six times H · width multiplications for a pair of tokens, against K · H of q kᵀ. Convolutions start uniform in ±1/sqrt(their
+    Nine times H · width multiplications a pair of tokens; q kᵀ takes K · H. Convolutions start uniform in ±1/sqrt(their
     inputs), as in torch, whose defaults the authors keep; layers have parameters of their own.
 
     Options:

@@ -16,7 +16,8 @@ class DeBERTa(PerLayer):
     with vectors p_d and p'_d of every distance, as wide as the model and shared by all layers, and matrices A and B per layer
     and head. p belongs to the distance from a query back to a key, p' to the same distance seen from the key: two halves of
     the paper's one table, which share their middle row, d = 0. (Its distances to later tokens, those of the other sign, a
-    causal model never meets.) The absolute positions that DeBERTa adds before its last layers are not here.
+    causal model never meets.) The authors' code reads p' from the same half as p. Biases of projections, and the
+    absolute positions that DeBERTa adds before its last layers, are not here.
 
     A p and B p' are computed once per row of the table and picked by distance. Everything starts N(0, 0.02), as in the paper.
 

@@ -24,13 +24,14 @@ class DualChunk(SelfExtend):
     seen. Keys are cached as they are; scores are made three times and have to be written out.
 
     Options:
-        chunk: the s above; `None` is three quarters of L, as in the authors' code.
+        chunk: the s above, from half of L on; `None` is three quarters of L. (The authors' code takes 11/16, and cuts at 3/4 of
+            L what the paper cuts at L - 1.)
         original_length: the L above; `None` takes the context length trained at.
         rotary_pct: fraction of the head dimension that rotates; 0 is NoPE. As in `rope`.
         base: wavelengths run from 2π to 2π · base. As in `rope`.
 
     Raises:
-        ConfigError: if the chunk is longer than L, or R = rotary_pct · K is not an even number.
+        ConfigError: if the chunk is not from L / 2 to L - 1, or R = rotary_pct · K is not an even number.
     """
 
     class Options(RoPE.Options):
@@ -48,9 +49,10 @@ class DualChunk(SelfExtend):
         RoPE.__init__(self, shape, options)
         self.longest = options.original_length or shape.seq_len
         self.chunk = options.chunk or max(1, 3 * self.longest // 4)
-        if self.chunk > self.longest:
+        if not self.longest / 2 <= self.chunk <= max(1, self.longest - 1):
             raise ConfigError(
-                f"encoding 'dual_chunk': chunk={self.chunk}: at most the length trained at, {self.longest}, is allowed"
+                f"encoding 'dual_chunk': chunk={self.chunk}: from half the length trained at, {self.longest}, to one less "
+                "is needed"
             )
 
     def regions(self, query_BT: Tensor, key_BS: Tensor) -> list[Region]:

@@ -22,7 +22,8 @@ class GrapeAP(PerLayer):
     and keys are not position encoding and not here.
 
     p of every token is kept with its keys, P numbers a head; T · S · P multiplications and a running sum over keys, in fp32. W
-    starts N(0, 1/4 per D), as in the authors' code: near zero p, which charges ln 2 a token, is ALiBi with 0.69 of its slopes.
+    starts N(0, 0.5/sqrt(D)), as in the authors' code: near zero p, which charges ln 2 a token, is ALiBi with 0.69 of its
+    slopes.
 
     Options:
         dims: the P above, even (the authors': 8).

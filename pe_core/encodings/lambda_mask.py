@@ -13,9 +13,10 @@ class LambdaMask(SelfExtend):
     """The Λ-shaped mask: RoPE within a window, and the first tokens at a fixed distance. Han et al. 2023 (arXiv 2308.16137).
 
     Key j of query i is seen where i - j < window, turned as in `rope`, or where j < sinks, as if it stood `window` tokens
-    back; all other keys are masked. Attention thus meets no distance and, but for the sinks, no number of keys that training
-    did not, while the first tokens, on which trained models put much of their weight, stay. (LM-Infinite; StreamingLLM, of the
-    same time, arXiv 2309.17453, counts positions within its cache instead, so that the sinks stand next to the window.)
+    back, one further than the window reaches; all other keys are masked. Attention thus meets no distance and, but for the
+    sinks, no number of keys that training did not, while the first tokens, on which trained models put much of their weight,
+    stay. (LM-Infinite; StreamingLLM, of the same time, arXiv 2309.17453, counts positions within its cache instead, so that
+    the sinks stand next to the window.)
 
     It has no parameters and is meant for reading, without further training, longer texts than a model trained with `rope` has
     seen: nothing beyond the window is used. Keys beyond it stay in the cache.

@@ -101,6 +101,8 @@ class Mix(Encoding):
             if not 0 <= layer < self.shape.layers:
                 raise ConfigError(f"encoding 'mix': layers: {layer} is not one of 0 to {self.shape.layers - 1}")
         member = encodings.build(part.encoding, part.options, self.shape._replace(heads=last - first))
+        if type(member).embed is not Encoding.embed and (part.layers, part.heads) != (None, None):
+            raise ConfigError(f"encoding 'mix': '{part.encoding}' is added to the embeddings, for all layers and heads alike")
         if member.replaces_scores and last - first < self.shape.heads:
             raise ConfigError(f"encoding 'mix': '{part.encoding}' makes the scores itself and has to act in all heads")
         return member

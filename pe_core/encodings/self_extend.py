@@ -28,7 +28,7 @@ class SelfExtend(RoPE):
     seen. Keys are cached as they are and turned when they are read, twice; scores have to be written out.
 
     Options:
-        group: neighbouring positions that share one; `None` is ReRoPE.
+        group: neighbouring positions that share one (the authors' code: 8); `None` is ReRoPE.
         window: distances below it stay as they are; `None` is half the context length trained at.
         rotary_pct: fraction of the head dimension that rotates; 0 is NoPE. As in `rope`.
         base: wavelengths run from 2π to 2π · base. As in `rope`.

@@ -17,6 +17,7 @@ class TAPA(Encoding):
     where the first A = amplitude · K dimensions of a head are q_A and k_A, the other P = K - A are q_P and k_P. Where RoPE
     turns every token at the same speed, the phase here depends on both tokens, and grows slowly with distance. Nothing is
     learned beyond the attention's own weights. Both products are made in fp32: a phase is no place for rounding.
+    In a `mix`, a temperature multiplies the phase too.
 
     Options:
         alpha: the exponent of the distance (the paper's: 0.1).

@@ -17,10 +17,11 @@ class Temperature(PerLayer):
         steps:  1 + scale · ln(⌊n / start⌋ + 1), fixed (Llama 4's, on its layers without encoding)
 
     As n grows, a softmax of scores that stay as they are spreads over ever more keys. No encoding by itself, though with s a
-    query does learn how many tokens stand before it; a part for `mix`, with any other one, whose biases it leaves alone.
+    query does learn how many tokens stand before it; a part for `mix`, with any other one, whose biases grow only where they
+    read queries.
 
-    The paper's s_h starts at 1 / mean(ln n over the context length trained at), its authors' code's way to begin with an
-    average temperature of 1, as here. Its variant with an offset is not here.
+    s_h starts at 1 / mean(ln n over the context length trained at), so that the average temperature is 1: our choice, as the
+    paper's start could not be read. Its variant with an offset is not here. n counts keys that a window, beside it, hides.
 
     Options:
         kind: `ssmax` or `steps`.

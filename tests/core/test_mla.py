@@ -263,6 +263,7 @@ def test_mixed_parameters_start_as_their_own_encoding_says():
         ([{"encoding": "rope", "heads": [2, 5]}], r"heads=\[2, 5\]: .*within 0 to 4"),
         ([{"encoding": "rope", "heads": [2, 2]}], r"heads=\[2, 2\]"),
         ("rope", "parts='rope': "),
+        ([{"encoding": "learned", "layers": [0]}], "'learned' is added to the embeddings, for all layers and heads alike"),
         ([{"encoding": "rope", "layers": "third"}], "layers='third': .*slices as in '3::4'"),
         ([{"encoding": "path", "heads": [0, 2]}], "'path' makes the scores itself and has to act in all heads"),
         ([{"encoding": "path"}, {"encoding": "tapa"}], "'path' and 'tapa': one alone can replace the scores of a head"),

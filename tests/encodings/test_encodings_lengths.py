@@ -206,8 +206,10 @@ def test_short_texts_are_read_as_by_rope(name, tiny, ids):
 
 
 def test_limits():
-    with pytest.raises(ConfigError, match=r"^encoding 'dual_chunk': chunk=65: at most the length trained at, 64, is allowed$"):
-        build("dual_chunk", chunk=65)
+    with pytest.raises(
+        ConfigError, match=r"^encoding 'dual_chunk': chunk=64: from half the length trained at, 64, to one less is needed$"
+    ):
+        build("dual_chunk", chunk=64)
     with pytest.raises(ConfigError, match=r"^encoding 'llama3': high=1: must be greater than low=1$"):
         build("llama3", high=1.0)
 
