@@ -215,7 +215,7 @@ def gallery(families: Sequence[str] = ()) -> str:
             before = family(name)
             said.append(f"\n## {_FAMILIES.get(before, before.capitalize())}\n")
         cls = ENCODINGS[name]
-        said.append(f"- [{cls.title}]({name}) ({cls.year}). {_plain(_first(cls))}")
+        said.append(f"- [{cls.title}]({name}.ipynb) ({cls.year}). {_plain(_first(cls))}")
     return "\n".join(said)
 
 

@@ -255,7 +255,7 @@ def test_a_new_file_has_its_page(tmp_path):
     assert "# Mine\n\nPaper: unpublished." in text
     assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text
-    assert "[Mine](mine)" in (tmp_path / "book/encodings/index.ipynb").read_text()
+    assert "[Mine](mine.ipynb)" in (tmp_path / "book/encodings/index.ipynb").read_text()
 
 
 # From notebook to page
