@@ -15,7 +15,7 @@ LONG = 4_096
 
 # Each example is one or two forward passes of a tiny model; which encoding it is comes from the fixture.
 examples = settings(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 attentions = st.sampled_from(["sdpa", "eager"])
 kinds = st.sampled_from(["mha", "mla"])
