@@ -250,10 +250,12 @@ def from_files(name: str) -> Facts:
     asked = {file: _rows(file) for file in tests}
     who = _People([*statements, *(row for file, rows in asked.items() if not _control(file) for row in rows)])
     said: dict[tuple[str, str], list[_Row]] = {}  # by fact and what its sentences end with
+    told: dict[str, list[_Row]] = {}  # by fact
     for row in statements:
         said.setdefault((who.fact(row), who.answer(row)), []).append(row)
+        told.setdefault(who.fact(row), []).append(row)
     sentences = (Statement(fact, tuple(r.prompt + r.completion for r in rows)) for (fact, _), rows in said.items())
-    questions = dict.fromkeys(_question(file, row, who, said) for file, rows in asked.items() for row in rows)
+    questions = dict.fromkeys(_question(file, row, who, told) for file, rows in asked.items() for row in rows)
     return Facts(name, tuple(sentences), tuple(questions))
 
 
@@ -261,15 +263,15 @@ def _control(file: Path) -> bool:
     return "randomized" in file.stem
 
 
-def _question(file: Path, row: _Row, who: _People, said: dict[tuple[str, str], list[_Row]]) -> Question:
+def _question(file: Path, row: _Row, who: _People, told: dict[str, list[_Row]]) -> Question:
     others = ("prompts", "test", "reverse", "randomized")
     name = " ".join(part for part in file.stem.replace("-", "_").split("_") if part not in others) or "facts"
     fact, answer = who.fact(row), who.answer(row)
     if _control(file):
         return Question(f"{name} control", "never", "held out", fact, row.prompt, row.completion)
-    of_fact = [sentence for (other, _), rows in said.items() if other == fact for sentence in rows]
-    this_way = (fact, answer) in said
-    other_way = any(_within(answer, sentence.prompt) for sentence in of_fact)
+    of_fact = told.get(fact, [])
+    this_way = any(who.answer(sentence) == answer for sentence in of_fact)
+    other_way = any(_within(answer, _words(sentence.prompt)) for sentence in of_fact)
     stated: Stated = (
         "both ways" if this_way and other_way else "this way" if this_way else "other way" if other_way else "never"
     )
@@ -293,8 +295,9 @@ def _answer(completion: str) -> str:
     return " ".join(kept)
 
 
-def _within(words: str, text: str) -> bool:
-    return f" {words} " in f" {_words(text)} "
+def _within(some: str, words: str) -> bool:
+    """Whether some words stand side by side among others, both as `_words` gives them."""
+    return f" {some} " in f" {words} "
 
 
 class _People:
@@ -307,9 +310,9 @@ class _People:
         self.group = {words: words for words in self.shortest.values()}
         known = list(self.group)
         for row in rows:
-            text, own = f" {_words(row.prompt + row.completion)} ", self.answer(row)
+            text, own = _words(row.prompt + row.completion), self.answer(row)
             for words in known:
-                if f" {words} " in text:
+                if _within(words, text):
                     first, second = sorted((self._first(words), self._first(own)), key=lambda words: (len(words), words))
                     self.group[second] = first
         given: dict[str, set[str]] = {}

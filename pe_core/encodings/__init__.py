@@ -7,9 +7,12 @@ Nothing outside that file may ask which encoding it is.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from pe_core.encodings.base import Encoding
 from pe_core.errors import ConfigError, unknown
@@ -78,3 +81,12 @@ def length_extensions(name: str, values: Mapping[str, Any], trained: int, length
     own = options(name, values).model_dump()
     offered = {other: cls.stands_in_for(name, own, trained, length) for other, cls in ENCODINGS.items()}
     return {remark: (other, found) for other, by_remark in offered.items() for remark, found in by_remark.items()}
+
+
+def with_content(scores_BHTS: Tensor, q_BHTK: Tensor, k_BHSK: Tensor, own: int) -> Tensor:
+    """Scores of the last `own` dimensions, divided by sqrt(own), and of those before them, which latent attention keeps for
+    content alone and no encoding touches; divided by the square root of all."""
+    if (K := q_BHTK.shape[-1]) == own:
+        return scores_BHTS
+    content_BHTS = (q_BHTK[..., :-own] @ k_BHSK[..., :-own].mT).float()
+    return (math.sqrt(own) * scores_BHTS + content_BHTS) / math.sqrt(K)

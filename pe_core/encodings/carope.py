@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pe_core.encodings.base import PerLayer, linear
-from pe_core.encodings.rope import RoPE
+from pe_core.encodings.selective_rope import turned_scores
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
@@ -66,19 +66,10 @@ class CARoPE(PerLayer):
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
         assert token_state_BHSE is not None
-        K, T = self.shape.head_dim, q_BHTK.shape[2]
         there_BHS1 = token_state_BHSE > 0  # padding keeps 0, whose power 0 would be 1
         log_BHS1 = token_state_BHSE.masked_fill(~there_BHS1, 1).log()
-        powers_BHSM = (log_BHS1 * torch.arange(K // 2, device=q_BHTK.device)).exp() * there_BHS1
-        angle_BHSK = powers_BHSM.cumsum(2).repeat(1, 1, 1, 2)
-        cos, sin = angle_BHSK.cos(), angle_BHSK.sin()
-        # In a mix, latent attention puts dimensions that no encoding touches before.
-        turned_q, turned_k = (
-            RoPE._turn(q_BHTK[..., -K:], cos[:, :, -T:], sin[:, :, -T:]),
-            RoPE._turn(k_BHSK[..., -K:], cos, sin),
-        )
-        q_BHTK, k_BHSK = torch.cat((q_BHTK[..., :-K], turned_q), -1), torch.cat((k_BHSK[..., :-K], turned_k), -1)
-        return (q_BHTK @ k_BHSK.mT).float() / math.sqrt(q_BHTK.shape[-1])
+        powers_BHSM = (log_BHS1 * torch.arange(q_BHTK.shape[-1] // 2, device=q_BHTK.device)).exp() * there_BHS1
+        return turned_scores(q_BHTK, k_BHSK, powers_BHSM.cumsum(2))
 
     @classmethod
     def label(cls, options: Options) -> str:

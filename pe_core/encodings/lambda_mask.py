@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pe_core.encodings.rope import RoPE
 from pe_core.encodings.self_extend import Region, SelfExtend
+from pe_core.encodings.window import Window
 from pe_core.schema import Shape
 
 
@@ -44,6 +45,7 @@ class LambdaMask(SelfExtend):
     def __init__(self, shape: Shape, options: Options) -> None:
         RoPE.__init__(self, shape, options)
         self.window = options.window or shape.seq_len
+        self.mask = Window(shape, Window.Options(size=self.window, sinks=options.sinks))
 
     def regions(self, query_BT: Tensor, key_BS: Tensor) -> list[Region]:
         near_BTS = query_BT[:, :, None] - key_BS[:, None, :] < self.window
@@ -52,9 +54,7 @@ class LambdaMask(SelfExtend):
     def bias(
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
-        query, key = query_BT[:, None, :, None], key_BS[:, None, None, :]
-        seen_B1TS = (query - key < self.window) | (key < self.options.sinks)
-        return torch.zeros(seen_B1TS.shape, device=q_BHTK.device).masked_fill(~seen_B1TS, -torch.inf)
+        return self.mask.bias(q_BHTK, k_BHSK, query_BT, key_BS, token_state_BHSE)
 
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]

@@ -208,9 +208,11 @@ class Mix(Encoding):
     def scores(
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
+        K = self.shape.head_dim
         for member, _, _, state in self._with_states(token_state_BHSE):
             if member.replaces_scores:
-                return member.scores(q_BHTK, k_BHSK, query_BT, key_BS, state)
+                found = member.scores(q_BHTK[..., -K:], k_BHSK[..., -K:], query_BT, key_BS, state)
+                return None if found is None else encodings.with_content(found, q_BHTK, k_BHSK, K)
         return None
 
     def attention_weights(self, scores_BHTS: Tensor) -> Tensor:

@@ -76,13 +76,9 @@ class PaTH(PerLayer):
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
         assert token_state_BHSE is not None
-        scale, K = 1 / math.sqrt(q_BHTK.shape[-1]), self.shape.head_dim
+        scale = 1 / math.sqrt(q_BHTK.shape[-1])
         with torch.autocast(q_BHTK.device.type, enabled=False):
-            q_BHTK, k_BHSK = q_BHTK.float(), k_BHSK.float()
-            scores_BHTS = self._products(q_BHTK[..., -K:], k_BHSK[..., -K:], key_BS, token_state_BHSE)
-            if q_BHTK.shape[-1] > K:  # in a mix, latent attention puts dimensions that no encoding touches before
-                scores_BHTS = scores_BHTS + q_BHTK[..., :-K] @ k_BHSK[..., :-K].mT
-            return scale * scores_BHTS
+            return scale * self._products(q_BHTK.float(), k_BHSK.float(), key_BS, token_state_BHSE)
 
     def _products(self, q_BHTK: Tensor, k_BHSK: Tensor, key_BS: Tensor, token_state_BHSE: Tensor) -> Tensor:
         """q_i · H_i … H_(j+1) k_j, (B, H, T, S); of keys after the query nothing is promised but finite numbers."""

@@ -81,22 +81,22 @@ class SelectiveRoPE(PerLayer):
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
         assert token_state_BHSE is not None
-        K, T = 2 * self.state_size, q_BHTK.shape[2]
+        K = q_BHTK.shape[-1]
         angle_BHSM = short_convolution(token_state_BHSE, self.conv[self.layer], key_BS)
         if self.c is not None:
             angle_BHSM = angle_BHSM + self.c[self.layer].float().exp()
         exponent_M = torch.arange(0, K, 2, device=q_BHTK.device, dtype=torch.float32) / K
-        angle_BHSK = (angle_BHSM.cumsum(2) / self.options.base**exponent_M).repeat(1, 1, 1, 2)
-        cos, sin = angle_BHSK.cos(), angle_BHSK.sin()
-        # In a mix, latent attention puts dimensions that no encoding touches before.
-        turned_q, turned_k = (
-            RoPE._turn(q_BHTK[..., -K:], cos[:, :, -T:], sin[:, :, -T:]),
-            RoPE._turn(k_BHSK[..., -K:], cos, sin),
-        )
-        q_BHTK, k_BHSK = torch.cat((q_BHTK[..., :-K], turned_q), -1), torch.cat((k_BHSK[..., :-K], turned_k), -1)
-        return (q_BHTK @ k_BHSK.mT).float() / math.sqrt(q_BHTK.shape[-1])
+        return turned_scores(q_BHTK, k_BHSK, angle_BHSM.cumsum(2) / self.options.base**exponent_M)
 
     @classmethod
     def label(cls, options: Options) -> str:
         changed = [f"base {options.base:g}"] * (options.base != 500_000) + [f"rank {options.rank}"] * (options.rank != 16)
         return ", ".join([cls.title, *changed, *["bias"] * options.bias])
+
+
+def turned_scores(q_BHTK: Tensor, k_BHSK: Tensor, angle_BHSM: Tensor) -> Tensor:
+    """Scores (B, H, T, S) of queries and keys whose pairs stand at angles of their own token; queries are the last T."""
+    T, angle_BHSK = q_BHTK.shape[2], angle_BHSM.repeat(1, 1, 1, 2)
+    cos, sin = angle_BHSK.cos(), angle_BHSK.sin()
+    q_BHTK, k_BHSK = RoPE._turn(q_BHTK, cos[:, :, -T:], sin[:, :, -T:]), RoPE._turn(k_BHSK, cos, sin)
+    return (q_BHTK @ k_BHSK.mT).float() / math.sqrt(q_BHTK.shape[-1])

@@ -5,12 +5,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pe_core import encodings
 from pe_core.encodings.rope import RoPE
 from pe_core.schema import Shape
 
-Region = tuple[
-    Tensor, Tensor, Tensor
-]  # positions of queries (1 or B, T) and of keys (1 or B, S), and where they hold (B, T, S)
+# Positions of queries (B, T) and of keys (B, S), and where they hold (B, T, S).
+Region = tuple[Tensor, Tensor, Tensor]
 
 
 class SelfExtend(RoPE):
@@ -69,15 +69,13 @@ class SelfExtend(RoPE):
     def scores(
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
     ) -> Tensor | None:
-        K = self.shape.head_dim  # in latent attention the last dimensions alone are this encoding's
+        K = self.shape.head_dim
         scores_BHTS = torch.zeros((), device=q_BHTK.device)
         for p_query, p_key, holds_BTS in self.regions(query_BT, key_BS):
             q, _ = super().transform_qk(q_BHTK[..., -K:], q_BHTK[..., -K:], p_query, q_BHTK)
             k, _ = super().transform_qk(k_BHSK[..., -K:], k_BHSK[..., -K:], p_key, k_BHSK)
             scores_BHTS = torch.where(holds_BTS[:, None], (q @ k.mT).float(), scores_BHTS)
-        if q_BHTK.shape[-1] > K:
-            scores_BHTS = scores_BHTS + (q_BHTK[..., :-K] @ k_BHSK[..., :-K].mT).float()
-        return scores_BHTS / math.sqrt(q_BHTK.shape[-1])
+        return encodings.with_content(scores_BHTS / math.sqrt(K), q_BHTK, k_BHSK, K)
 
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """The site's own pages, made from the records and encodings there are: `python -m pe_core.site.pages`, or `make pages`.
 
 Each notebook in `notebooks/pages` is a page; `encoding.ipynb` is one for every encoding. All run in one kernel, which loads
-torch once: thirty pages take well under a minute.
+torch once: fifty pages take some minutes, most of it for the pictures of the playground.
 """
 
 from __future__ import annotations
