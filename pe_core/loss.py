@@ -76,14 +76,15 @@ class LossFunction:
         was_training = self.model.training
         self.model.eval()
         B = max(1, at_once // (windows.shape[1] - 1))
-        parts = []
+        # Copied into one array: a small tensor kept from each batch would stand in the place of its logits, which no other batch
+        # could take again, and memory would grow by the logits of every batch.
+        losses_MT = np.empty((len(windows), windows.shape[1] - 1), np.float32)
         for start in progress.bar(range(0, len(windows), B), label="Held-out", unit=" batches"):
             # One shape for all batches, so that one compiled graph serves; the repeated rows are dropped again.
             rows = np.minimum(np.arange(start, start + B), len(windows) - 1)
-            losses = self.each(*tensors(windows[rows], self.device))
-            parts.append(losses[: len(windows) - start].cpu().numpy())
+            losses_MT[rows] = self.each(*tensors(windows[rows], self.device)).float().cpu().numpy()
         self.model.train(was_training)
-        return np.concatenate(distributed.gather(np.concatenate(parts)))[:M]
+        return np.concatenate(distributed.gather(losses_MT))[:M]
 
 
 def tensors(windows: np.ndarray[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -324,11 +324,12 @@ def _order(
 
 
 def _last_losses(model: LabForCausalLM, windows_MT: NDArray[np.int64], scored: int) -> Floats:
-    parts = []
+    losses_MT, done = np.empty((len(windows_MT), scored)), 0  # one array: see `LossFunction.evaluate`
     for batch in np.array_split(windows_MT, math.ceil(windows_MT.size / _BATCH_TOKENS)):
         ids = torch.from_numpy(batch).to(model.device)
-        parts.append(model.losses(ids[:, :-1], ids[:, 1:])[:, -scored:].double().cpu().numpy())
-    return np.concatenate(parts)
+        losses_MT[done : done + len(batch)] = model.losses(ids[:, :-1], ids[:, 1:])[:, -scored:].cpu().numpy()
+        done += len(batch)
+    return losses_MT
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
