@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.cache_utils import DynamicLayer
 
-from pe_core import hardware
+from pe_core import flex
 from pe_core.encodings.base import Encoding
 
 if TYPE_CHECKING:
@@ -71,14 +71,11 @@ def documents(positions: Positions) -> Tensor:
 
 # Compiled for a CPU, written-out scores beat the fused kernel while they fit the caches: its backward pass is slow.
 _EXPLICIT_UP_TO = 512
+_BLOCK = 128  # queries whose scores are written out at once where nothing is trained: 8 MB against 2,048 keys of 8 heads
 
 
 def _explicit_is_faster(q: Tensor, keys: int) -> bool:
     return q.device.type == "cpu" and keys <= _EXPLICIT_UP_TO and torch.compiler.is_compiling()
-
-
-def _flex_pays(q: Tensor, keys: int) -> bool:
-    return hardware.flex(q.device.type, keys) and torch.compiler.is_compiling()
 
 
 def attend(
@@ -112,25 +109,6 @@ def attend(
     if bias is not None:
         mask = torch.where(mask, bias, -torch.inf)
     return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, scale=scale), None
-
-
-def _flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, last_BH1S: Tensor, scale: float) -> Tensor:
-    """The same for whole windows and a bias by distance, of which the last query's is given; it is never written out.
-
-    FlexAttention: Dong et al. 2024 (arXiv 2412.05496).
-    """
-    H, S = k_BHSK.shape[1:3]
-    by_distance_HS = last_BH1S[0, :, 0].flip(-1).expand(H, S).contiguous()
-
-    def add_bias(score: Tensor, b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return score + by_distance_HS[h, (t - s).clamp(min=0)]
-
-    def causal(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return t >= s
-
-    blocks = create_block_mask(causal, None, None, S, S, device=q_BHTK.device)
-    out_BHTK: Tensor = flex_attention(q_BHTK, k_BHSK, v_BHSK, score_mod=add_bias, block_mask=blocks, scale=scale)
-    return out_BHTK
 
 
 def _weights(
@@ -180,13 +158,30 @@ class _Attention(nn.Module):
     def attend(
         self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, token_state_BHSE: Tensor | None, positions: Positions
     ) -> tuple[Tensor, Tensor | None]:
+        T, query_BT, key_BS = q_BHTK.shape[2], positions.query_BT, positions.key_BS
+        fast = positions.whole and self.config._attn_implementation == "sdpa"
+        in_kernel = fast and self.encoding.bias_by_distance and flex.pays(q_BHTK, T)
+        in_blocks = fast and T > _EXPLICIT_UP_TO and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not in_kernel and not in_blocks:
+            return self._attend(q_BHTK, k_BHSK, v_BHSK, token_state_BHSE, positions)
+        last = self.encoding.bias(q_BHTK[:, :, -1:], k_BHSK, query_BT[:, -1:], key_BS, token_state_BHSE)
+        if in_kernel and last is not None:
+            return flex.attend(q_BHTK, k_BHSK, v_BHSK, last, self.scale), None
+        if not in_blocks or (last is None and not self.encoding.replaces_scores and not self.encoding.replaces_softmax):
+            return self._attend(q_BHTK, k_BHSK, v_BHSK, token_state_BHSE, positions)
+        parts = []  # as from a cache: each block of queries against the keys up to its own last, half of all products
+        for start, end in pairwise([*range(0, T, _BLOCK), T]):
+            state = None if token_state_BHSE is None else token_state_BHSE[:, :, :end]
+            block = q_BHTK[:, :, start:end], k_BHSK[:, :, :end], v_BHSK[:, :, :end]
+            parts.append(self._attend(*block, state, Positions(query_BT[:, start:end], key_BS[:, :end]))[0])
+        return torch.cat(parts, dim=2), None
+
+    def _attend(
+        self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, token_state_BHSE: Tensor | None, positions: Positions
+    ) -> tuple[Tensor, Tensor | None]:
         given = q_BHTK, k_BHSK, positions.query_BT, positions.key_BS, token_state_BHSE
-        path = self.config._attn_implementation
-        if path == "sdpa" and positions.whole and self.encoding.bias_by_distance and _flex_pays(q_BHTK, k_BHSK.shape[2]):
-            last = self.encoding.bias(q_BHTK[:, :, -1:], k_BHSK, positions.query_BT[:, -1:], positions.key_BS, None)
-            if last is not None:
-                return _flex(q_BHTK, k_BHSK, v_BHSK, last, self.scale), None
         bias, scores_BHTS = self.encoding.bias(*given), self.encoding.scores(*given)
+        path = self.config._attn_implementation
         return attend(q_BHTK, k_BHSK, v_BHSK, bias, positions, self.scale, path, scores_BHTS, self.weigh)
 
     @property

@@ -76,8 +76,7 @@ class LossFunction:
         was_training = self.model.training
         self.model.eval()
         B = max(1, at_once // (windows.shape[1] - 1))
-        # Copied into one array: a small tensor kept from each batch would stand where its logits were, no other batch's would
-        # fit there again, and memory would grow by the logits of every batch.
+        # One array: a small tensor kept from each batch stood where its logits had been, and no others fitted there again.
         losses_MT = np.empty((len(windows), windows.shape[1] - 1), np.float32)
         for start in progress.bar(range(0, len(windows), B), label="Held-out", unit=" batches"):
             # One shape for all batches, so that one compiled graph serves; the repeated rows are dropped again.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import tiny_config
 
-from pe_core import ENCODINGS, attention, encodings, hardware
+from pe_core import ENCODINGS, attention, encodings, flex, hardware
 from pe_core.attention import Positions, attend
 
 B, H, K = 2, 3, 8
@@ -155,11 +155,11 @@ def test_a_bias_by_distance_is_stated_where_there_is_one(tiny, encoding):
 def test_a_bias_by_distance_within_the_kernel_equals_one_written_out(tiny, ids, monkeypatch, name, kind):
     model = tiny(name, attention_kind=kind).requires_grad_(False)  # the kernel has no gradients on a CPU
     expected = model.losses(ids[:, :-1], ids[:, 1:])
-    calls, flex = [], attention._flex
-    monkeypatch.setattr(attention, "_flex", lambda *given: calls.append(1) or flex(*given))
+    calls, kernel = [], flex.attend
+    monkeypatch.setattr(flex, "attend", lambda *given: calls.append(1) or kernel(*given))
     torch.testing.assert_close(model.losses(ids[:, :-1], ids[:, 1:]), expected, atol=0, rtol=0)
     assert not calls, "not on a CPU"
-    monkeypatch.setattr(attention, "_flex_pays", lambda *_: True)
+    monkeypatch.setattr(flex, "pays", lambda *_: True)
     torch.testing.assert_close(model.losses(ids[:, :-1], ids[:, 1:]), expected, atol=1e-5, rtol=0)
     assert len(calls) == 2, "in each layer"
     model(ids, attention_mask=(ids > 20).long())
@@ -167,12 +167,27 @@ def test_a_bias_by_distance_within_the_kernel_equals_one_written_out(tiny, ids, 
     assert len(calls) == 2, "only for whole windows"
 
 
+@pytest.mark.parametrize("kind", ["mha", "mla"])
+def test_a_long_window_is_read_in_blocks_of_queries(encoding, tiny, ids, monkeypatch, kind):
+    """Where nothing is trained, written-out scores are made block by block: the same losses, and never all scores at once."""
+    model = tiny(encoding, attention_kind=kind)
+    with torch.no_grad():
+        expected = model.losses(ids[:, :-1], ids[:, 1:])
+        shapes, whole = [], attention.attend
+        monkeypatch.setattr(attention, "attend", lambda *given: shapes.append(given[0].shape[2]) or whole(*given))
+        monkeypatch.setattr(attention, "_EXPLICIT_UP_TO", 8)
+        monkeypatch.setattr(attention, "_BLOCK", 5)
+        torch.testing.assert_close(model.losses(ids[:, :-1], ids[:, 1:]), expected, atol=1e-5, rtol=1e-5)
+    T = ids.shape[1] - 1
+    assert set(shapes) in ({T}, {5, T % 5}), "blocks, or the fused kernel for the whole window"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_DISTANCE)
 def test_the_kernel_keeps_the_loss_one_graph(tiny, ids, monkeypatch, name):
     model = tiny(name).requires_grad_(False)
     expected = model.losses(ids[:, :-1], ids[:, 1:])
-    monkeypatch.setattr(attention, "_flex_pays", lambda *_: torch.compiler.is_compiling())
+    monkeypatch.setattr(flex, "pays", lambda *_: torch.compiler.is_compiling())
     compiled = torch.compile(model.losses, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(ids[:, :-1], ids[:, 1:]), expected, atol=1e-5, rtol=0)
 
