@@ -6,7 +6,8 @@ the same documents and differences can be paired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,67 @@ def difference(
         return heldout(record, length or record.config["seq_len"], longest, windows)
 
     return comparison.percent([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
+
+
+def by_setting(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by what they were trained with and how much they read, least first: "vocabulary 4,096, 0.8 M tokens"."""
+    found: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        read = record.experiment.samples * record.experiment.seq_len
+        found.setdefault((-record.experiment.vocabulary, read), []).append(record)
+    return {f"vocabulary {-vocab:,}, {read / 1e6:.1f} M tokens": group for (vocab, read), group in sorted(found.items())}
+
+
+def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windows: int = WINDOWS) -> pd.DataFrame:
+    """How much is lost with less context: perplexity with `length` tokens of it against all that a model was trained with, on
+    the same tokens, paired by seed and document (`sliding`).
+
+    Returns:
+        columns setting, source (`all`, or one of a mixture's), length, bytes (that so many tokens stand for), percent, low,
+        high (95 %), seeds; a row for every length but the longest.
+
+    Raises:
+        ConfigError: a length that is not an even divisor of the one trained at.
+    """
+    rows = []
+    for setting, group in groups.items():
+        T = group[0].experiment.seq_len
+        whole = [sliding(record, T, T, windows) for record in group]
+        per_token = float(whole[0].bytes.sum() / whole[0].tokens.sum())
+        for length in sorted(length for length in at if length < T):
+            pairs = [(sliding(record, length, T, windows), all_of_it) for record, all_of_it in zip(group, whole, strict=True)]
+            for source, part in {"all": slice(None), **_sources(group[0], windows)}.items():
+                chosen = [tuple(HeldOut(*(array[part] for array in side)) for side in pair) for pair in pairs]
+                value, low, high = comparison.percent(chosen).estimate  # type: ignore[arg-type]
+                about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
+                rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
+    return pd.DataFrame(rows)
+
+
+def _sources(record: Record, windows: int) -> dict[str, slice]:
+    """Which rows of `sliding` belong to each source of a mixture, as `comparison.sources` says of a run's own losses."""
+    T = record.experiment.seq_len
+    measured = np.unique(data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
+    present = np.unique(text(record, T, windows).test_documents[:, T // 2 :])
+    parts = comparison.sources(record)
+    return {name: slice(*np.searchsorted(present, [*measured, np.inf][part.start : part.stop + 1 : part.stop - part.start]))
+            for name, part in parts.items()}
+
+
+def reach(table: pd.DataFrame, within: float = 1.0) -> pd.DataFrame:
+    """The shortest context that is as good as all of it: perplexity is less than `within` percent higher, by the upper end of
+    the 95 % interval, there and at every longer length.
+
+    Returns:
+        columns setting, source, length (NaN where none of those measured is), bytes.
+    """
+    rows = []
+    for (setting, source), part in table.groupby(["setting", "source"], sort=False):
+        enough = part.sort_values("length", ascending=False)
+        enough = enough[(enough.high < within).cummin()]
+        shortest = enough.iloc[-1] if len(enough) else {"length": math.nan, "bytes": math.nan}
+        rows.append({"setting": setting, "source": source, "length": shortest["length"], "bytes": shortest["bytes"]})
+    return pd.DataFrame(rows)
 
 
 def gains(

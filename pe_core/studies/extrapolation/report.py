@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from pandas.io.formats.style import Styler
 
+from pe_core.records import Record
 from pe_core.report import claims, figures, tables
 from pe_core.stats import Estimate, Paired
 
@@ -206,3 +210,96 @@ def contexts_figure(
         figures.panel_legend(ax)
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def length_map(table: pd.DataFrame, trained_at: int) -> Figure:
+    """`measure.paths` at a glance: one row a model, one column a context length beyond the trained one, the change in percent;
+    best at the longest first, bold where the 95 % interval leaves zero out."""
+    beyond = table[table.length > trained_at].assign(found=lambda rows: (rows.low > 0) | (rows.high < 0))
+    longest = beyond.length.max()
+    order = beyond[beyond.length == longest].sort_values("percent").label
+    values, found = (beyond.pivot(index="label", columns="length", values=name).loc[order] for name in ("percent", "found"))
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 1.1 + 0.28 * len(values)))
+    ax.imshow(values, cmap="RdBu_r", vmin=-60, vmax=60, aspect="auto", alpha=0.75)
+    for y, label in enumerate(values.index):
+        for x, length in enumerate(values.columns):
+            number = claims.as_number(values.loc[label, length], 0, "+")
+            weight = "bold" if found.loc[label, length] else "normal"
+            ax.text(x, y, number, ha="center", va="center", fontsize=9, fontweight=weight)
+    ax.set_xticks(range(len(values.columns)), [f"{length:,}" for length in values.columns])
+    ax.set_yticks(range(len(values)), values.index, fontsize=9)
+    ax.xaxis.tick_top()
+    ax.grid(visible=False)
+    ax.set_title(f"Perplexity of the last tokens by context,\n% against {trained_at} tokens; bold: not zero", fontsize=11)
+    said = [
+        f"{label}: {', '.join(f'{values.loc[label, length]:+.0f} at {length:,}' for length in values.columns)}"
+        for label in order
+    ]
+    return figures.set_alt_text(figure, f"Change of perplexity in percent against {trained_at} tokens. {'; '.join(said)}.")
+
+
+def reach(found: pd.DataFrame, trained: Sequence[Record]) -> str:
+    """How much context is used (`lengths.reach`), vocabulary by vocabulary, with the size of the runs."""
+    rows, trained_at = found[found.source == "all"], trained[0].experiment.seq_len
+    seeds = len({record.config["seed"] for record in trained})
+    size = f"{trained[0].label}, {trained[0].config['preset']}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+    split = rows.setting.str.split(", ", expand=True).set_axis(["vocabulary", "read"], axis=1)
+    said = []
+    for vocabulary, part in rows.join(split).groupby("vocabulary", sort=False):
+        parts = [f"{_context(row.length, trained_at)} after {row.read}" for row in part.itertuples()]
+        said.append(f"with a {vocabulary}, {claims.joined(parts)}")
+    return f"**As good as all {trained_at} tokens of context: {'; '.join(said)}** ({size})."
+
+
+def _context(length: float, trained_at: int) -> str:
+    return f"nothing shorter than {trained_at}" if math.isnan(length) else f"{length:.0f}"
+
+
+def context_use_figure(table: pd.DataFrame, trained_at: int) -> Figure:
+    """What less context costs (`lengths.context_use`): a panel for each vocabulary, a line for each amount of training."""
+    rows = table[table.source == "all"]
+    rows = rows.join(rows.setting.str.split(", ", expand=True).set_axis(["vocabulary", "read"], axis=1))
+    panels = rows.vocabulary.unique()
+    figure, axes = plt.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False, figsize=(5.2, 3 * len(panels)))
+    for ax, vocabulary in zip(axes[:, 0], panels, strict=True):
+        part = rows[rows.vocabulary == vocabulary]
+        shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, part.read.nunique()))
+        _cost(ax, part, "read", dict(zip(part.read.unique(), shades, strict=True)))
+        ax.set_title(f"{vocabulary.capitalize()}: perplexity, % above that with {trained_at}")
+        ax.label_outer()
+    return figure
+
+
+def by_source_figure(table: pd.DataFrame, trained_at: int) -> Figure:
+    """The same for each kind of text, after most training: a panel for each vocabulary."""
+    rows = table[table.source != "all"]
+    settings = list(dict.fromkeys(setting.split(", ")[0] for setting in rows.setting))
+    last = [[setting for setting in rows.setting.unique() if setting.startswith(f"{name},")][-1] for name in settings]
+    figure, axes = plt.subplots(len(last), 1, sharex=True, sharey=True, squeeze=False, figsize=(5.2, 3 * len(last)))
+    colours = dict(zip(rows.source.unique(), figures.FAMILY_COLOURS.values(), strict=False))
+    for ax, setting in zip(axes[:, 0], last, strict=True):
+        _cost(ax, rows[rows.setting == setting], "source", colours)
+        ax.set_title(f"{setting.capitalize()}: % above {trained_at}")
+        ax.label_outer()
+    return figure
+
+
+def _cost(ax: Axes, rows: pd.DataFrame, line: str, colours: dict[str, Any]) -> None:
+    for name, part in rows.groupby(line, sort=False):
+        ax.plot(part.length, part.percent, marker=".", color=colours[name], label=name)
+        ax.fill_between(part.length, part.low, part.high, color=colours[name], alpha=0.15, lw=0)
+    ax.axhline(0, color="0.4", lw=1, zorder=0)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="context, at most so many tokens", ylabel="")
+    ax.set_xticks(sorted(rows.length.unique()))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.legend(fontsize=9)
+
+
+def context_use_table(table: pd.DataFrame) -> Styler:
+    """`lengths.context_use`: a row for each setting and kind of text, a column for each length."""
+    shown: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table.itertuples():
+        cells = shown.setdefault((row.setting, row.source), {})
+        cells[f"{row.length} tokens"] = tables.interval([row.percent, row.low, row.high])
+    return tables.styled(pd.DataFrame(shown).T)
