@@ -74,10 +74,6 @@ _EXPLICIT_UP_TO = 512
 _BLOCK = 128  # queries whose scores are written out at once where nothing is trained: 8 MB against 2,048 keys of 8 heads
 
 
-def _explicit_is_faster(q: Tensor, keys: int) -> bool:
-    return q.device.type == "cpu" and keys <= _EXPLICIT_UP_TO and torch.compiler.is_compiling()
-
-
 def attend(
     q_BHTK: Tensor,
     k_BHSK: Tensor,
@@ -97,7 +93,8 @@ def attend(
         scores_BHTS: to be used in place of scale · q kᵀ; weigh: in place of the softmax.
     """
     T, S = q_BHTK.shape[2], k_BHSK.shape[2]
-    if path == "eager" or scores_BHTS is not None or weigh is not None or _explicit_is_faster(q_BHTK, S):
+    explicit_is_faster = q_BHTK.device.type == "cpu" and S <= _EXPLICIT_UP_TO and torch.compiler.is_compiling()
+    if path == "eager" or scores_BHTS is not None or weigh is not None or explicit_is_faster:
         if scores_BHTS is None:
             scores_BHTS = scale * (q_BHTK @ k_BHSK.mT).float()
         weights = _weights(scores_BHTS, bias, positions, weigh)
@@ -234,7 +231,7 @@ class LatentAttention(_Attention):
         D, H, K, C, R = config.hidden_size, self.heads, self.head_dim, config.latent_dim, config.decoupled_dim
         self.latent_dim, self.decoupled = C, R
         # A window is computed expanded, a cache is read absorbed, unless the encoding looks at the keys themselves.
-        self.form = config.latent_form if encoding.absorbs else "expanded"
+        self.form = config.latent_form if encoding.absorbs and not encoding.turns_by_head else "expanded"
         self.query = nn.Linear(D, H * (K + R), bias=False)
         self.down = nn.Linear(D, C + R, bias=False)
         self.latent_norm = nn.RMSNorm(C, eps=config.layer_norm_eps)
@@ -252,9 +249,9 @@ class LatentAttention(_Attention):
         latent, shared = self.down(x_BTD)[:, None].split((self.latent_dim, R), dim=-1)
         latent = self.latent_norm(latent.to(self.latent_norm.weight.dtype)).type_as(shared)
         if R:
-            # One positional key for all heads is rotated as one of many, so that any encoding can do it.
+            # Rotated as one key of many, so that any encoding can do it; kept for every head where heads turn it differently.
             turning, shared = encoding.transform_qk(turning, shared.expand(-1, H, -1, -1), positions.query_BT, x_BTD)
-            shared = shared[:, :1]
+            shared = shared if encoding.turns_by_head else shared[:, :1]
         q_BHTK, turning = self.sharpened(q_BHTK, positions), self.sharpened(turning, positions)
         if cache is not None:
             latent, shared = cache.update(latent, shared, self.layer)

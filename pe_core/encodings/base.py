@@ -41,6 +41,8 @@ class Encoding(nn.Module):
     shift_invariant: ClassVar[bool] = True
     # False where `bias` or `scores` read queries or keys: latent attention then has to make its keys.
     absorbs: ClassVar[bool] = True
+    # True where `transform_qk` turns a token's keys in one head otherwise than in another.
+    turns_by_head: bool = False
     # True where `bias` depends on the head and the distance alone (and neither `scores` nor `attention_weights` is
     # overridden): then a GPU need not hold it for every pair of tokens.
     bias_by_distance: bool = False
@@ -67,8 +69,7 @@ class Encoding(nn.Module):
     def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys transformed by their own positions, before they meet (keys are cached as returned).
 
-        `x_BTD` is the layer's normalised input, for encodings whose transform depends on content. The last
-        dimension may grow, the scale of the scores stays 1/sqrt(K).
+        `x_BTD` is the layer's normalised input. The last dimension may grow, the scale of the scores stays 1/sqrt(K).
         """
         return q_BHTK, k_BHTK
 

@@ -125,6 +125,8 @@ class Mix(Encoding):
         here.acting = [i for i in self.acting if layer in parts[i].acting(self.shape.layers)]
         here._modules = {"members": nn.ModuleList(member.for_layer(layer) for member in self.members)}  # type: ignore[union-attr,operator]
         acting = [member for member, _, _ in here._parts()]
+        turning = [(m, first, last) for m, first, last in here._parts() if type(m).transform_qk is not Encoding.transform_qk]
+        here.turns_by_head = any(m.turns_by_head or last - first < self.shape.heads for m, first, last in turning)
         here.state_size = sum(member.state_size for member in acting)
         written_out = here.replaces_scores or here.replaces_softmax
         here.bias_by_distance = not written_out and all(m.bias_by_distance or type(m).bias is Encoding.bias for m in acting)

@@ -40,6 +40,7 @@ class RePo(PerLayer):
     year = 2025
     extrapolates = True
     reads_positions = False
+    turns_by_head = True
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)

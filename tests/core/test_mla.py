@@ -231,6 +231,33 @@ def test_a_part_in_no_layer_or_every_layer(ids):
     assert not torch.allclose(first, everywhere, atol=1e-3)
 
 
+def test_heads_that_turn_apart_keep_a_key_each(ids):
+    """One positional key serves all heads only where all turn it alike: what each head makes of it is that head's own."""
+
+    def before_dense(model):
+        found = []
+        model.layers[0].attention.dense.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        model(ids)
+        return found[0].unflatten(-1, (4, 16))
+
+    ropes = [{"encoding": "rope", "options": {"rotary_pct": 1.0, "base": base}} for base in (20.0, 10_000.0)]
+    apart = mla("mix", {"parts": [{**rope, "heads": heads} for rope, heads in zip(ropes, ([0, 1], [1, 4]), strict=True)]})
+    alone = [before_dense(mla("mix", {"parts": [rope]})) for rope in ropes]
+    expected = torch.cat((alone[0][..., :1, :], alone[1][..., 1:, :]), dim=-2)
+    torch.testing.assert_close(before_dense(apart), expected, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+    torch.testing.assert_close(decode(apart, ids)[0], apart(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_who_turns_by_head_says_so(encoding):
+    model = tiny_model(encoding)
+    hooks, (_, H, T, K) = model.layers[0].attention.encoding, (1, 4, 6, 16)
+    k = torch.randn(1, 1, T, K, generator=torch.Generator().manual_seed(0)).expand(1, H, T, K)
+    x = torch.randn(1, T, 64, generator=torch.Generator().manual_seed(1))
+    turned = hooks.transform_qk(k, k, torch.arange(T)[None], x)[1]
+    assert hooks.turns_by_head == (not torch.allclose(turned, turned[:, :1].expand_as(turned), atol=1e-6))
+
+
 def test_heads_are_kept_apart():
     """RoPE turns heads 0 and 1, ALiBi biases heads 2 and 3, and each is what it would be alone."""
     shape = tiny_config().shape

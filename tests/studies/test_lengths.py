@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import small
+from matplotlib import pyplot as plt
 
 from pe_core import runner
 from pe_core.errors import ConfigError
@@ -91,3 +93,65 @@ def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
 def test_a_length_that_does_not_divide_is_refused(trained):
     with pytest.raises(ConfigError, match=r"^length=24: a divisor of longest=64 is needed$"):
         lengths.heldout(trained[0], 24, 64)
+
+
+def test_context_use_is_the_cost_of_seeing_less(trained):
+    """Against the whole window on the same tokens; where a mixture has sources, each apart."""
+    groups = lengths.by_setting(trained[:2])
+    (setting,) = groups
+    experiment = trained[0].experiment
+    assert setting == f"vocabulary {experiment.vocabulary:,}, {experiment.samples * experiment.seq_len / 1e6:.1f} M tokens"
+    table = lengths.context_use(groups, [4, 8, 16], windows=5)
+    assert table.length.tolist() == [4, 8], "all of it is what the others are compared with"
+    whole, less = ([lengths.sliding(r, length, 16, 5).loss for r in trained[:2]] for length in (16, 4))
+    assert table.percent[0] == pytest.approx(100 * math.expm1(np.mean(less) - np.mean(whole)))
+    assert table.bytes[1] == 2 * table.bytes[0] > 4
+    assert set(table.source) == {"all"}
+    assert set(table.seeds) == {2}
+
+
+def test_sources_are_told_apart_by_document(trained, monkeypatch):
+    """The rows of a source are those of its documents that the second half of some window touches."""
+    record = trained[0].model_copy(deep=True)
+    held = lengths.text(record, 16, 5)
+    everyone = np.unique(lengths.data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
+    record.data["sources"] = {"one": 2, "other": len(everyone) - 2}
+    present = np.unique(held.test_documents[:, 8:])
+    found = lengths._sources(record, 5)
+    assert [present[found[name]].tolist() if name in found else [] for name in ("one", "other")] == [
+        [d for d in present if d in everyone[:2]],
+        [d for d in present if d in everyone[2:]],
+    ]
+    table = lengths.context_use({"v, t": [record, record]}, [4], windows=5)
+    assert table.source.tolist() == ["all", *found]
+
+
+def made_use(**high):
+    """A made-up table: the upper ends of intervals by length."""
+    rows = [
+        {"setting": setting, "source": "all", "length": n, "bytes": 3.0 * n, "percent": v - 0.1, "low": v - 0.2, "high": v}
+        for setting, ends in high.items()
+        for n, v in zip((8, 16, 32, 64), ends, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_reach_is_the_shortest_context_from_which_on_nothing_is_missed(trained):
+    settings = {"vocabulary 4,096, 0.2 M tokens": (9, 0.5, 1.5, 0.3), "vocabulary 4,096, 0.8 M tokens": (9, 0.9, 0.8, -0.1)}
+    settings["vocabulary 512, 0.2 M tokens"] = (9, 5, 2, 1.01)
+    table = made_use(**settings)
+    found = lengths.reach(table)
+    assert found.length.tolist()[:2] == [64, 16]
+    assert math.isnan(found.length[2])
+    assert found.bytes[1] == 48
+    said = report.reach(found, trained[:2])
+    assert said == (
+        "**As good as all 16 tokens of context: with a vocabulary of 4,096, 64 after 0.2 M tokens and 16 after 0.8 M tokens; "
+        "with a vocabulary of 512, nothing shorter than 16 after 0.2 M tokens** (RoPE 25 %, nano, 2 seeds)."
+    )
+    for figure in (report.context_use_figure(table, 16), report.by_source_figure(table.assign(source="prose"), 16)):
+        figure.canvas.draw()
+        assert len(figure.axes) == 2
+        assert [len(ax.get_legend().get_texts()) for ax in figure.axes] in ([2, 1], [1, 1])
+        plt.close(figure)
+    assert "8.8 [8.8, 9.0]" in report.context_use_table(table).to_html().replace("8.9", "8.8")

@@ -175,11 +175,14 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
         for length in sorted(length for length in at if length < T):
             pairs = [(sliding(record, length, T, windows), all_of_it) for record, all_of_it in zip(group, whole, strict=True)]
             for source, part in {"all": slice(None), **_sources(group[0], windows)}.items():
-                chosen = [tuple(HeldOut(*(array[part] for array in side)) for side in pair) for pair in pairs]
-                value, low, high = comparison.percent(chosen).estimate  # type: ignore[arg-type]
+                value, low, high = comparison.percent([(_rows(a, part), _rows(b, part)) for a, b in pairs]).estimate
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
     return pd.DataFrame(rows)
+
+
+def _rows(heldout: HeldOut, part: slice) -> HeldOut:
+    return HeldOut(heldout.losses[part], heldout.tokens[part], heldout.bytes[part])
 
 
 def _sources(record: Record, windows: int) -> dict[str, slice]:
@@ -187,9 +190,11 @@ def _sources(record: Record, windows: int) -> dict[str, slice]:
     T = record.experiment.seq_len
     measured = np.unique(data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
     present = np.unique(text(record, T, windows).test_documents[:, T // 2 :])
-    parts = comparison.sources(record)
-    return {name: slice(*np.searchsorted(present, [*measured, np.inf][part.start : part.stop + 1 : part.stop - part.start]))
-            for name, part in parts.items()}
+    found = {}
+    for name, part in comparison.sources(record).items():
+        start, end = np.searchsorted(present, measured[[part.start, part.stop - 1]])
+        found[name] = slice(int(start), int(end) + int(measured[part.stop - 1] in present))
+    return {name: part for name, part in found.items() if part.stop > part.start}
 
 
 def reach(table: pd.DataFrame, within: float = 1.0) -> pd.DataFrame:

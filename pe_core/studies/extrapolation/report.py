@@ -247,7 +247,7 @@ def reach(found: pd.DataFrame, trained: Sequence[Record]) -> str:
     said = []
     for vocabulary, part in rows.join(split).groupby("vocabulary", sort=False):
         parts = [f"{_context(row.length, trained_at)} after {row.read}" for row in part.itertuples()]
-        said.append(f"with a {vocabulary}, {claims.joined(parts)}")
+        said.append(f"with a {vocabulary.replace(' ', ' of ')}, {claims.joined(parts)}")
     return f"**As good as all {trained_at} tokens of context: {'; '.join(said)}** ({size})."
 
 
