@@ -71,8 +71,19 @@ def transforms_qk(name: str) -> bool:
 
 
 def label(name: str, values: Mapping[str, Any]) -> str:
-    """The short name of encoding `name` with these options, for tables and figures."""
-    return _class(name).label(options(name, values))
+    """The short name of encoding `name` with these options, for tables and figures: what its file says, and any option with
+    another value than its own that this does not tell apart."""
+    cls, chosen = _class(name), options(name, values)
+    said = cls.label(chosen)
+    for option, about in cls.Options.model_fields.items():
+        value, default = getattr(chosen, option), about.default
+        if value != default and isinstance(value, str | int | float) and cls.label(_with(chosen, option, default)) == said:
+            said += f", {option.replace('_', ' ')} {format(value, 'g') if isinstance(value, float) else value}"
+    return said
+
+
+def _with(chosen: Strict, option: str, value: Any) -> Strict:
+    return chosen.model_copy(update={option: value})
 
 
 def length_extensions(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:

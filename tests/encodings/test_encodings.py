@@ -1,7 +1,9 @@
+import contextlib
 import inspect
 import math
 import re
 import sys
+import typing
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -204,6 +206,21 @@ def test_labels_are_short_and_distinct():
     labels = [encodings.label(name, {}) for name in ENCODINGS]
     assert len(set(labels)) == len(labels)
     assert all(0 < len(label) <= 28 and "\n" not in label for label in labels)
+
+
+def test_a_label_tells_every_option_apart(encoding):
+    """Whatever the encoding's file says: models that share a label cannot stand in one table."""
+    plain = encodings.label(encoding, {})
+    for option, about in ENCODINGS[encoding].Options.model_fields.items():
+        words = [word for kind in typing.get_args(about.annotation) for word in (kind, *typing.get_args(kind))]
+        labels = []
+        for value in (*words, 0, 2, 3, 8, 16, 64, 0.25, 0.5, 1.0, 12_000.0, True, False):
+            with contextlib.suppress(ConfigError):
+                chosen = encodings.options(encoding, {option: value})
+                if getattr(chosen, option) != about.default:
+                    labels.append(encodings.label(encoding, {option: value}))
+        assert plain not in labels, option
+        assert labels or encoding == "mix", f"no value tried for {option}"
 
 
 def test_refuses_what_it_does_not_know(encoding):
