@@ -64,7 +64,7 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	$(BIN)/python -m pe_core.site.publish clean $(PAGES)
 	$(BIN)/python -m pe_core.site.publish picture book/experiments/ranking.ipynb 0 book/images/ranking.svg
 	$(BIN)/python -m pe_core.site.publish records runs book/records $(PAGES)
-	@if [ -f runs/throughput.json ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput.json book/records/; fi
+	@if [ -d runs/throughput ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput/*.json book/records/throughput/; fi
 	@$(MAKE) --no-print-directory pages
 
 site-check: .venv/.dev  ## open every page of the site in headless Chromium (the system's own)
