@@ -22,8 +22,8 @@ NANO, PYTHIA, AT_ONCE = "nano, 8 × 128", "pythia-70m, 8 × 128", "nano, 8 × 12
 
 
 def load(path: str | Path | None = None) -> list[dict[str, Any]]:
-    """Throughput records: the one in that file, or one for each kind of machine, those that `make bench` made here first and then
-    those that the book publishes.
+    """Throughput records: the one in that file, or one for each kind of machine, those that `make bench` made here before those
+    that the book publishes.
 
     Raises:
         RecordError: there is none, or a file is not one.

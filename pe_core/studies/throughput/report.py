@@ -59,7 +59,7 @@ def slow(machines: Sequence[dict[str, Any]], least: float = 0.6) -> str:
 
 
 def throughput_table(rows: pd.DataFrame) -> Styler:
-    """Every contender at every shape and machine (`frames`): speed, ours over it, share of the limit, memory, seconds till ready."""
+    """Every contender at every shape and machine (`frames`): speed, ours over it, share of the limit, memory, start."""
     ranges = zip(rows.ours_over_it, rows.lowest_ratio, rows.highest_ratio, strict=True)
     shown = pd.DataFrame(
         {
