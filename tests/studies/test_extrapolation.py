@@ -256,3 +256,18 @@ def test_the_notebook_in_small(tmp_path):
     assert "No positions beyond 32 tokens: Learned" in sentences
     assert "RoPE 25 %, YaRN" in "".join(outputs(tmp_path / "out.ipynb", "text/html"))
     assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 4
+
+
+def test_many_ways_to_read_one_model_are_one_map(readings):
+    table = measure.frame(readings)
+    paths = measure.paths(readings)
+    ax = report.length_map(paths, 16).axes[0]
+    ends = paths[paths.length == 64].sort_values("percent")
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ends.label.tolist()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["32", "64"]
+    written = {text.get_position(): text.get_text() for text in ax.texts}
+    assert written[1, 0] == f"{ends.percent.iloc[0]:+.0f}".replace("-", "−")
+    plt.close("all")
+    ways = report.way_styles(table)
+    assert list(ways) == list(dict.fromkeys(table.label))
+    assert len({(way["color"], way["linestyle"]) for way in ways.values()}) == len(ways)

@@ -212,6 +212,14 @@ def contexts_figure(
     return figure
 
 
+def way_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Colour and dash of every label in `measure.frame` where few models are read in many ways: a colour each, as their family
+    would give all but one colour."""
+    labels, dashes = list(dict.fromkeys(table.label)), ("-", "--", ":")
+    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    return {label: {"color": colours[n % 10], "linestyle": dashes[n // 10 % 3]} for n, label in enumerate(labels)}
+
+
 def length_map(table: pd.DataFrame, trained_at: int) -> Figure:
     """`measure.paths` at a glance: one row a model, one column a context length beyond the trained one, the change in percent;
     best at the longest first, bold where the 95 % interval leaves zero out."""
@@ -265,7 +273,7 @@ def context_use_figure(table: pd.DataFrame, trained_at: int) -> Figure:
         part = rows[rows.vocabulary == vocabulary]
         shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, part.read.nunique()))
         _cost(ax, part, "read", dict(zip(part.read.unique(), shades, strict=True)))
-        ax.set_title(f"{vocabulary.capitalize()}: perplexity, % above that with {trained_at}")
+        ax.set_title(f"{_title(vocabulary)}: perplexity, % above that with {trained_at}")
         ax.label_outer()
     return figure
 
@@ -279,9 +287,13 @@ def by_source_figure(table: pd.DataFrame, trained_at: int) -> Figure:
     colours = dict(zip(rows.source.unique(), figures.FAMILY_COLOURS.values(), strict=False))
     for ax, setting in zip(axes[:, 0], last, strict=True):
         _cost(ax, rows[rows.setting == setting], "source", colours)
-        ax.set_title(f"{setting.capitalize()}: % above {trained_at}")
+        ax.set_title(f"{_title(setting)}: % above {trained_at}")
         ax.label_outer()
     return figure
+
+
+def _title(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _cost(ax: Axes, rows: pd.DataFrame, line: str, colours: dict[str, Any]) -> None:
