@@ -200,3 +200,175 @@
     },
   };
 })();
+
+// --- the page -----------------------------------------------------------------------------------------------------------------------
+
+(function () {
+  if (typeof document === "undefined") return;
+  const { element } = lab, { softmax } = lab.models;
+  const GAPS = [0, 32, 64, 128, 256, 512, 1024], MOST = 96, GOES_ON = 24;
+  const TEXT = "The President said that the Congress of the United States will work with the people of this country. The Congress";
+  let count = 0;
+
+  const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+  const visible = (token) => token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ /, "·") || "∅";
+
+  // One model's column: what it predicts, how surprised it was, where its heads look.
+  class Column {
+    constructor(all, name, changed) {
+      const id = `reader-${(count += 1)}`;
+      this.name = name;
+      this.select = element("select", { id });
+      for (const model of all) this.select.append(element("option", { value: model.name }, model.label));
+      this.select.value = name;
+      this.select.addEventListener("change", () => { this.name = this.select.value; changed(); });
+      this.note = element("p", { class: "reader-note", "aria-live": "polite" });
+      this.bars = element("ol", { class: "reader-bars" });
+      this.heat = element("div", { class: "reader-text" });
+      this.look = element("div", { class: "reader-text" });
+      this.more = element("p", { class: "reader-more" });
+      this.goes = element("div", { hidden: "" }, element("h3", {}, "Goes on"), this.more);
+      this.element = element("div", { class: "playground-panel" },
+        element("div", { class: "playground-controls" }, element("label", { for: id }, "model", this.select)), this.note,
+        element("h3", {}, "Next token"), this.bars, element("h3", {}, "How unexpected each token was"), this.heat,
+        element("h3", {}, "Where the chosen head looks from the last token"), this.look, this.goes);
+    }
+
+    async read(tokenizer, ids, positions) {
+      this.model = await lab.models.load(this.name);
+      this.found = this.model.read(ids, positions);
+      this.losses = ids.map((id, n) => (n ? -Math.log(softmax(this.found[n - 1].logits)[id]) : null));
+      this.positions = positions;
+      const mean = this.losses.slice(1).reduce((a, b) => a + b, 0) / Math.max(1, ids.length - 1);
+      const label = this.select.selectedOptions[0].textContent;
+      this.note.textContent = ids.length > 1
+        ? `${label}: perplexity of this text ${Math.exp(mean).toFixed(1)} (${mean.toFixed(2)} nats a token).` : `${label}.`;
+      this.goes.hidden = true; // of another text
+      this.draw(tokenizer, ids);
+    }
+
+    draw(tokenizer, ids) {
+      const shares = softmax(this.found[ids.length - 1].logits);
+      const best = Array.from(shares, (share, id) => [share, id]).sort((a, b) => b[0] - a[0]).slice(0, 8);
+      this.bars.replaceChildren(...best.map(([share, id]) => {
+        const bar = element("span", { class: "reader-bar" });
+        bar.style.width = `${Math.max(1, (100 * share) / best[0][0])}%`;
+        return element("li", {}, element("code", {}, visible(tokenizer.decode([id]))), element("span", { class: "reader-track" }, bar),
+          element("span", { class: "reader-share" }, percent(share)));
+      }));
+      this.shade(this.heat, tokenizer, ids, this.losses.map((loss) => (loss === null ? 0 : Math.min(1, loss / 10))),
+        (n) => (this.losses[n] === null ? "nothing stands before it" : `${this.losses[n].toFixed(2)} nats`), "215, 80, 30");
+    }
+
+    attend(tokenizer, ids, layer, head) {
+      const shares = this.found[ids.length - 1].attention[layer][head];
+      this.shade(this.look, tokenizer, ids, shares, (n) => `${percent(shares[n])} of attention`, "0, 114, 178");
+    }
+
+    // Tokens on a ground as strong as their values; the numbers are in each one's title.
+    shade(place, tokenizer, ids, values, told, colour) {
+      place.replaceChildren(...ids.map((id, n) => {
+        const token = element("span", { title: told(n) }, tokenizer.decode([id]));
+        token.style.backgroundColor = `rgba(${colour}, ${Math.max(0, Math.min(1, values[n])).toFixed(3)})`;
+        return token;
+      }));
+      place.setAttribute("aria-label", ids.map((id, n) => `${tokenizer.decode([id]).trim()}: ${told(n)}`).join("; "));
+      place.setAttribute("role", "img");
+    }
+
+    // The likeliest token again and again, or one drawn by its probability.
+    async goOn(tokenizer, ids, drawn) {
+      let { logits } = this.found[ids.length - 1], last = this.positions[ids.length - 1];
+      const made = [];
+      this.goes.hidden = false;
+      for (let n = 0; n < GOES_ON; n += 1) {
+        const shares = softmax(logits);
+        const id = drawn ? chosen(shares, drawn()) : shares.indexOf(Math.max(...shares));
+        made.push(id);
+        this.more.textContent = `…${tokenizer.decode(made)}`;
+        last += 1;
+        logits = this.model.step(id, last).logits;
+        await new Promise((done) => setTimeout(done));
+      }
+      this.found = this.model.read(ids, this.positions); // what was made is not part of the text
+    }
+  }
+
+  function chosen(shares, at) {
+    let sum = 0;
+    const found = shares.findIndex((share) => (sum += share) > at);
+    return found < 0 ? shares.length - 1 : found;
+  }
+
+  // The same draws for both models, and every time.
+  function draws(seed) {
+    let state = seed;
+    return () => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return state / 2 ** 32;
+    };
+  }
+
+  function slider(label, most, changed) {
+    const id = `reader-${(count += 1)}`, value = element("output", { for: id }, "0");
+    const input = element("input", { type: "range", id, min: 0, max: most, step: 1, value: 0 });
+    input.addEventListener("input", changed);
+    return { input, value, element: element("label", { for: id }, element("span", {}, label, " ", value), input) };
+  }
+
+  function start(place) {
+    const all = JSON.parse(place.querySelector("script").textContent);
+    const text = element("textarea", { id: `reader-${(count += 1)}`, rows: 3, maxlength: 600, spellcheck: "false" });
+    text.value = TEXT;
+    let waiting = 0, tokenizer = null, ids = [], busy = Promise.resolve();
+    const again = () => { clearTimeout(waiting); waiting = setTimeout(() => { busy = busy.then(read, read); }, 200); };
+    const gap = slider("tokens between the first half and the rest", GAPS.length - 1, again);
+    const attend = () => {
+      layer.value.textContent = String(Number(layer.input.value) + 1);
+      head.value.textContent = String(Number(head.input.value) + 1);
+      for (const column of columns) if (column.found) column.attend(tokenizer, ids, Number(layer.input.value), Number(head.input.value));
+    };
+    const layer = slider("layer", 3, attend), head = slider("head", 3, attend);
+    const columns = all.slice(0, 2).map((model) => new Column(all, model.name, again));
+    const button = (label, drawn) => {
+      const made = element("button", { type: "button", class: "reader-button" }, label);
+      made.addEventListener("click", () => {
+        busy = busy.then(async () => { for (const column of columns) await column.goOn(tokenizer, ids, drawn && draws(7)); });
+      });
+      return made;
+    };
+    const said = element("p", { class: "reader-note", role: "status" });
+
+    async function read() {
+      try {
+        tokenizer = await lab.models.load("tokenizer");
+        const whole = tokenizer.encode(text.value);
+        ids = whole.slice(-MOST);
+        const far = GAPS[Number(gap.input.value)], half = Math.floor(ids.length / 2);
+        gap.value.textContent = String(far);
+        gap.input.setAttribute("aria-valuetext", `${far} tokens`);
+        said.textContent = !ids.length ? "Write something: at least one token is needed."
+          : whole.length > MOST ? `${whole.length} tokens; the last ${MOST} are read.` : `${ids.length} tokens.`;
+        if (!ids.length) return;
+        for (const column of columns) await column.read(tokenizer, ids, ids.map((_, n) => n + (n >= half ? far : 0)));
+        const about = columns[0].model.about;
+        layer.input.max = about.layers - 1;
+        head.input.max = about.heads - 1;
+        attend();
+        place.dataset.read = String(Number(place.dataset.read || 0) + 1);
+      } catch (error) {
+        said.textContent = `${error.message}.`;
+      }
+    }
+
+    text.addEventListener("input", again);
+    place.replaceChildren(
+      element("label", { for: text.id, class: "reader-label" }, "text", text), said,
+      element("div", { class: "playground-controls" }, gap.element, layer.element, head.element),
+      element("div", { class: "playground-controls" }, button("Continue with the likeliest tokens"), button("Continue by chance", true)),
+      element("div", { class: "playground-panels" }, ...columns.map((column) => column.element)));
+    again();
+  }
+
+  lab.whenReady(() => document.querySelectorAll(".reader").forEach(start));
+})();

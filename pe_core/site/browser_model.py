@@ -1,8 +1,8 @@
 """Trained models that a page runs by itself: `python -m pe_core.site.browser_model RUN_FOLDER …`.
 
-Weights become bytes, one scale a row, in scripts under `book/_static/models` that the page loads when it needs them; the forward
-pass is in `book/_static/reader.js`. What an encoding does is asked of its hooks and written as numbers: the angle of each pair of
-dimensions by position, and a bias by head and distance. One that does more is refused.
+Weights become bytes, one scale a row, in scripts under `book/_static/models` that the page loads when it needs them; the
+forward pass is in `book/_static/reader.js`. What an encoding does is asked of its hooks and written as numbers: the angle of
+each pair of dimensions by position, and a bias by head and distance. One that does more is refused.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def export(record: Record, target: Path = FOLDER) -> dict[str, Any]:
 
 
 def position(model: LabForCausalLM) -> dict[str, Any]:
-    """What the encoding does, as numbers: `frequencies` of the pairs (m, m + R/2) of queries and keys, in radians a position, and
-    `bias`, (H, DISTANCES), flat; each `None` where there is none.
+    """What the encoding does, as numbers: `frequencies` of the pairs (m, m + R/2) of queries and keys, in radians a position,
+    and `bias`, (H, DISTANCES), flat; each `None` where there is none.
 
     Raises:
         ConfigError: it does anything else.
@@ -72,7 +72,9 @@ def position(model: LabForCausalLM) -> dict[str, Any]:
     encoding, config = model.encoding, model.config
     other = [hook for hook in _HOOKS if getattr(type(encoding), hook) is not getattr(Encoding, hook)]
     if config.attention_kind != "mha" or other or encoding.for_layer(1) is not encoding:
-        what = "latent attention" if config.attention_kind != "mha" else f"'{config.encoding}' ({', '.join(other) or 'by layer'})"
+        what = (
+            "latent attention" if config.attention_kind != "mha" else f"'{config.encoding}' ({', '.join(other) or 'by layer'})"
+        )
         raise ConfigError(f"{what} is not computed in the browser: rotations and biases by distance alone are")
     H, K = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     at = torch.arange(DISTANCES)[None]
@@ -80,7 +82,9 @@ def position(model: LabForCausalLM) -> dict[str, Any]:
         bias = encoding.bias(torch.zeros(1, H, 1, K), torch.zeros(1, H, DISTANCES, K), at[:, -1:], at, None)
         frequencies = _frequencies(encoding, H, K)
     if bias is not None and not encoding.bias_by_distance:
-        raise ConfigError(f"'{config.encoding}' has a bias that distance alone does not decide: it is not computed in the browser")
+        raise ConfigError(
+            f"'{config.encoding}' has a bias that distance alone does not decide: it is not computed in the browser"
+        )
     by_distance = None if bias is None else _base64(bias.expand(1, H, 1, DISTANCES)[0, :, 0].flip(-1).contiguous())
     return {"frequencies": frequencies, "bias": by_distance, "distances": DISTANCES}
 

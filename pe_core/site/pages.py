@@ -28,6 +28,7 @@ TEMPLATES = paths.ROOT / "notebooks" / "pages"
 _SINGLE = {
     "gallery": "encodings/index",
     "playground": "playground",
+    "reader": "reader",
     "ten-minutes": "ten-minutes",
     "results": "results",
     "index": "index",

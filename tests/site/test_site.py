@@ -160,6 +160,45 @@ def test_the_explorer_reacts(site, address, window):
     assert not wrong
 
 
+def test_a_model_reads_in_the_page(site, address, window):
+    page, wrong = window
+    page.goto(f"{address}/reader.html")
+    page.wait_for_selector(".reader[data-read='1']", timeout=60_000)
+    notes, bars = page.locator(".playground-panel .reader-note"), page.locator(".reader-bars")
+    assert bars.count() == notes.count() == 2
+    assert bars.first.locator("li").count() == 8
+    page.locator(".playground-panel select").nth(1).select_option("none")
+    page.wait_for_selector(".reader[data-read='2']", timeout=60_000)
+    before = notes.all_inner_texts()
+    page.get_by_label("tokens between").fill("6")
+    page.wait_for_selector(".reader[data-read='3']", timeout=60_000)
+    after = notes.all_inner_texts()
+    assert before[0] != after[0], "RoPE meets other angles"
+    assert before[1] == after[1], "NoPE sees no positions"
+    page.get_by_label("text", exact=True).fill("once upon <img src=x onerror=alert(1)>")
+    page.wait_for_selector(".reader[data-read='4']", timeout=60_000)
+    assert page.locator(".reader img").count() == 0
+    page.get_by_role("button", name="likeliest").click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.reader-more')].every(e => e.textContent.length > 20)", timeout=60_000
+    )
+    page.get_by_label("text", exact=True).fill("")
+    page.wait_for_function("document.querySelector('.reader [role=status]').textContent.startsWith('Write something')")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_whitened_on_a_dark_page(site, address, browser):
+    """What notebooks made stands on the page's own ground: the theme gives it a light one."""
+    context = browser.new_context(color_scheme="dark")
+    page, light = context.new_page(), []
+    for file in pages(site):
+        page.goto(f"{address}/{file.relative_to(site)}")
+        grounds = page.eval_on_selector_all(".text_html", "found => found.map(e => getComputedStyle(e).backgroundColor)")
+        light += [f"{file.relative_to(site)}: {ground}" for ground in set(grounds) - {"rgba(0, 0, 0, 0)"}]
+    context.close()
+    assert not light, "\n".join(light)
+
+
 def test_tables_sort_by_number(site, address, window):
     page, _ = window
     page.goto(f"{address}/results.html")
