@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import json
 import pkgutil
 import re
 import textwrap
@@ -107,6 +108,18 @@ def _mended(app: Any, error: Exception | None) -> None:
             page.write_text(made)
     for script in out.glob("_static/scripts/fontawesome.js*"):
         script.unlink()
+    for notebook in out.glob("_sources/encodings/*.ipynb"):
+        _without_pictures(notebook)
+
+
+def _without_pictures(notebook: Path) -> None:
+    """A notebook that a page offers for download, without drawings: they stand among the site's images, and running it draws
+    them again. One template makes fifty pages, whose drawings were a sixth of the site."""
+    content = json.loads(notebook.read_text())
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/svg+xml", None)
+    notebook.write_text(json.dumps(content, ensure_ascii=False))
 
 
 def description(doctree: nodes.document, longest: int = 200) -> str:

@@ -226,8 +226,11 @@ def test_figures_turn_on_a_dark_page(site, address, browser):
 
 
 def test_it_is_light(site, address, browser):
-    size = sum(file.stat().st_size for file in site.rglob("*") if file.is_file())
-    assert size < 30e6, f"{size / 1e6:.1f} MB"
+    sizes = {file: file.stat().st_size for file in site.rglob("*") if file.is_file()}
+    models = sum(size for file, size in sizes.items() if file.parent.name == "models")
+    assert models < 8e6, f"{models / 1e6:.1f} MB of models"
+    assert sum(sizes.values()) - models < 25e6, f"{(sum(sizes.values()) - models) / 1e6:.1f} MB"
+    assert not any("svg+xml" in file.read_text() for file in site.glob("_sources/encodings/*.ipynb"))
     page, loaded = browser.new_page(), set()
     page.on("requestfinished", lambda asked: loaded.add(urlsplit(asked.url).path))
     page.goto(f"{address}/index.html")
