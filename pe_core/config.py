@@ -56,9 +56,9 @@ class Experiment(Strict):
     """That encoding's own settings, by name."""
     attention: Literal["mha", "mla"] = "mha"
     """`mha` (multi-head) or `mla` (multi-head latent, see `attention.LatentAttention`)."""
-    kv_dim: int | None = Field(None, ge=1)
+    kv_dim: int | None = Field(None, ge=1, le=2**16)
     """Dimension of the latent of `mla`; `None` is a quarter of the hidden size (the note: 128 of 512)."""
-    rope_dim: int | None = Field(None, ge=2)
+    rope_dim: int | None = Field(None, ge=2, le=2**16)
     """Dimensions of a rotary encoding's own keys in `mla`; `None` is half the head dimension."""
     corpus: str = Field("prose-docs-code", min_length=1)
     """`prose-docs-code` (`sotu`, `aws-docs` and `python-stdlib` together) or one of these three, a path or glob of
@@ -68,12 +68,12 @@ class Experiment(Strict):
     """`auto` (the corpus's own), `train` (a byte-level BPE of the preset's size), or a hub name or folder."""
     facts: str | None = Field(None, min_length=1)
     """Fact sentences added to the training text (see `facts.load`): `fictional`, `note`, or a path of JSONL files."""
-    facts_rate: float | None = Field(None, gt=0, lt=1)
+    facts_rate: float | None = Field(None, gt=0, le=0.9)
     """The share of training windows that hold facts; they are added, `samples` counts the others. `None` is a fifth, at
     which `nano` learns most fictional facts in four epochs of the default corpus."""
     start: str | None = Field(None, pattern=r"^\w+-[\w-]+-[0-9a-f]{10}$")
     """Id of a finished run whose best weights training starts from, in place of new ones (see `recipes.dropped`)."""
-    samples: int = Field(10_000, ge=10)
+    samples: int = Field(10_000, ge=10, le=10**9)
     """Number of training windows."""
     seq_len: int = Field(128, ge=2, le=1_048_576)
     """Context length in tokens; each window predicts `seq_len` tokens."""
@@ -82,11 +82,11 @@ class Experiment(Strict):
     multiple; runs of several `seq_len` that share it train and are measured on the same text. `None` is `seq_len`."""
     vocab_size: int | None = Field(None, ge=257, le=2**20)
     """Number of tokens of the vocabulary; `None` is the preset's."""
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, le=10**6)
     """At most so many passes over the training windows."""
     batch_size: int = Field(8, ge=1)
     """Windows a step."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(None, gt=0, le=100)
     """Peak learning rate; `None` takes the preset's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after warm-up: `constant`; or `linear` or `cosine`, to zero at the last step of the last epoch,

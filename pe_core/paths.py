@@ -6,8 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from pe_core.errors import RecordError
+from pe_core.errors import ConfigError, RecordError
 
+_LONGEST_NAME = 255  # bytes, on usual file systems
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,7 +24,7 @@ def runs(folder: str | Path | None = None, reading: bool = False) -> Path:
     if "://" in str(folder):
         raise RecordError(f"runs='{folder}': a URL is for sweeps with an address; elsewhere name a folder")
     default = (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "runs"
-    path = Path(str(folder or os.environ.get("PE_RUNS") or default)).expanduser().resolve()
+    path = expanded(str(folder or os.environ.get("PE_RUNS") or default)).resolve()
     if reading:
         if folder and not path.is_dir():
             raise RecordError(f"runs folder '{path}' does not exist")
@@ -35,6 +36,16 @@ def runs(folder: str | Path | None = None, reading: bool = False) -> Path:
     except OSError as error:
         raise RecordError(f"runs folder '{path}' cannot be written to: {error.strerror}") from None
     return path
+
+
+def expanded(name: str) -> Path:
+    """The path, with `~` as the home folder where there is one. Raises ConfigError for what no file can be called."""
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):
+        raise ConfigError(f"'{name[:60]}…': names of files and folders have at most {_LONGEST_NAME} bytes")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user
+        return Path(name)
 
 
 def cache() -> Path:

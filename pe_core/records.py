@@ -247,8 +247,8 @@ def load(path: str | Path) -> Record:
         RecordError: missing, damaged, or of another schema.
     """
     file = Path(path)
-    file = file / RECORD if file.is_dir() else file
     try:
+        file = file / RECORD if file.is_dir() else file
         return _parsed(file.read_text(), file)
     except OSError as error:
         raise RecordError(f"no run record at '{file}' ({error.strerror})") from None

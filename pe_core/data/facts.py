@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pe_core.errors import CorpusError, unknown
+from pe_core.paths import expanded
 
 Stated = Literal["this way", "other way", "both ways", "never"]
 
@@ -66,7 +67,7 @@ def load(name: str) -> Facts:
     """
     if name in NAMED:
         return NAMED[name]()
-    if not Path(name).expanduser().exists():
+    if not expanded(name).exists():
         raise CorpusError(unknown("facts", name, NAMED) + "; or a .jsonl file of training facts, or a folder of them")
     return from_files(name)
 
@@ -239,7 +240,7 @@ def from_files(name: str) -> Facts:
     Raises:
         CorpusError: a file or line that is not like that (names file and line), or no test file beside.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     folder = path if path.is_dir() else path.parent
     trained = sorted(folder.glob("*train*.jsonl")) if path.is_dir() else [path]
     tests = sorted(file for file in folder.glob("*test*.jsonl") if "train" not in file.stem and file not in trained)

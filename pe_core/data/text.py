@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pe_core.errors import CorpusError
+from pe_core.paths import expanded
 
 DOCUMENT_END = "<|endoftext|>"
 Place = dict[str, Any]
@@ -174,7 +175,7 @@ def from_files(name: str) -> Corpus:
         CorpusError: nothing is there, it cannot be read, or it is of another kind.
     """
     pattern, _, rule = name.partition("::")
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_dir():
         # Hidden files and folders (.git, .ipynb_checkpoints) are not what a person means by "this folder".
         paths = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pe_core.data import hub
 from pe_core.data.text import DOCUMENT_END
 from pe_core.errors import CorpusError
+from pe_core.paths import expanded
 
 
 def train_tokenizer(documents: Iterable[str], vocab: int) -> Any:
@@ -74,7 +74,7 @@ def _load(name: str) -> Any:
     # The class itself: `AutoTokenizer` may run code of the repository.
     from transformers import PreTrainedTokenizerFast
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         try:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))

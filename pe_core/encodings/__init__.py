@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import pkgutil
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,13 +23,17 @@ class _Encodings(Mapping[str, type[Encoding]]):
     """Name -> class, for every file in this package's folders but `base`. Read afresh at each use, so a new file is seen."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+        found = {name[:-3] for folder in __path__ for name in os.listdir(folder) if name.endswith(".py")}
+        return iter(sorted(name for name in found - {"__init__", "base"} if name.isidentifier()))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == known for known in self)
+
     def __getitem__(self, name: str) -> type[Encoding]:
-        if name not in list(self):
+        if name not in self:
             raise KeyError(name)
         module = importlib.import_module(f"{__name__}.{name}")
         found = [

@@ -18,7 +18,7 @@ class Learned(Encoding):
     """
 
     class Options(Strict):
-        length: int | None = Field(None, ge=1)
+        length: int | None = Field(None, ge=1, le=2**20)
 
     family = "absolute"
     title = "Learned"

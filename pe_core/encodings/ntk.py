@@ -28,7 +28,7 @@ class NTK(RoPE):
     """
 
     class Options(RoPE.Options):
-        factor: float = Field(4.0, ge=1)
+        factor: float = Field(4.0, ge=1, le=1e6)
 
     family = "rotary"
     title = "NTK-aware"

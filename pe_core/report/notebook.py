@@ -3,9 +3,8 @@ parameters the notebook does not have, set the figures' look."""
 
 from __future__ import annotations
 
-import ast
-import math
 import re
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -16,18 +15,24 @@ from pe_core.errors import ConfigError, unknown
 from pe_core.launch import processes
 
 QUICK = 1_000  # samples
+_LARGEST = 1e300  # of a number: neither infinite nor beyond what a double holds
+_KINDS = {str: "text", dict: "a mapping"}
+_PATHS = ("record_file", "runs_dir")  # None by default, and no numbers
 _INJECTED = "# Parameters"  # the first line of the cell papermill adds below the `parameters` cell
 
 
-def begin() -> None:
+def begin(may_be_empty: Collection[str] = (), at_most: Mapping[str, str] | None = None) -> None:
     """Call in the first cell after the parameters.
+
+    Args:
+        may_be_empty, at_most: see `parameters.allowed`.
 
     Raises:
         ConfigError: papermill was given a parameter the notebook does not have (papermill itself only logs a warning
-            and runs for an hour with the default), or something else than True or False for a switch.
+            and runs for an hour with the default), or a value that would end the notebook, before training or after it.
     """
     processes.prepare()  # before figures load theirs: on another core, in as many seconds
-    from pe_core.report import figures
+    from pe_core.report import figures, parameters
 
     figures.style()
     try:
@@ -39,7 +44,10 @@ def begin() -> None:
     for before, cell in pairwise(cells):
         if cell.startswith(_INJECTED):
             known, given = _assigned(before), _assigned(cell)
-            shell.user_ns.update({**check(known, given), **quick(known, given)})
+            given = check(known, given)
+            given |= quick(known, given)
+            shell.user_ns.update(given)
+            parameters.allowed({**known, **given}, may_be_empty, at_most)
 
 
 def say(*sentences: str) -> None:
@@ -72,29 +80,39 @@ def check(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(unknown("parameter", name, known))
         if isinstance(known[name], bool) and not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r}: True or False is needed")
+            raise ConfigError(f"{name}={_shown(value)}: True or False is needed")
     return {name: _like(name, known[name], value) for name, value in given.items()}
 
 
 def _like(name: str, default: Any, value: Any) -> Any:
     """The value given, of its default's kind."""
     if isinstance(default, list):
-        parts = _as_list(value)
-        kinds = {type(part) for part in default}
+        parts = _as_list(name, value)
+        kinds = {type(part) for part in default} or {str}
         # Whole numbers among fractions are fractions that happen to be whole.
         kind = float if float in kinds else next(iter(kinds)) if len(kinds) == 1 else None
-        return [_number(name, kind, part) for part in parts] if kind in (int, float) else parts
-    if isinstance(default, bool) or not isinstance(default, int | float):
-        return value if default is not None or not isinstance(value, str) else _as_number(value)
-    return _number(name, type(default), value)
+        return [_of_kind(name, kind, part) for part in parts]
+    if default is None:
+        if isinstance(value, list | dict) or (name in _PATHS and not isinstance(value, str | None)):
+            raise ConfigError(f"{name}={_shown(value)}: {'a path' if name in _PATHS else 'one value'} is needed")
+        return _as_number(value) if name not in _PATHS else value
+    return value if isinstance(default, bool) else _of_kind(name, type(default), value)
+
+
+def _of_kind(name: str, kind: Any, value: Any) -> Any:
+    if kind in (int, float):
+        return _number(name, kind, value)
+    if kind in _KINDS and not isinstance(value, kind):
+        raise ConfigError(f"{name}={_shown(value)}: {_KINDS[kind]} is needed")
+    return value
 
 
 def _number(name: str, kind: Any, value: Any) -> Any:
     number = _as_number(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise ConfigError(f"{name}={value!r}: a number is needed")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not -_LARGEST <= number <= _LARGEST:
+        raise ConfigError(f"{name}={_shown(value)}: a number is needed")
     if kind is int and number != int(number):
-        raise ConfigError(f"{name}={value!r}: a whole number is needed")
+        raise ConfigError(f"{name}={_shown(value)}: a whole number is needed")
     return int(number) if kind is int or (isinstance(number, int) and kind is not int) else number
 
 
@@ -104,6 +122,20 @@ def _as_number(value: Any) -> Any:
         return float(value) if isinstance(value, str) and value.strip()[:1] in "+-.0123456789" and value.strip() else value
     except ValueError:
         return value
+
+
+def _as_list(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str):
+        try:
+            value = yaml.safe_load(f"[{value.strip().removeprefix('[').removesuffix(']')}]")
+        except (yaml.YAMLError, ValueError):  # it makes dates of some text
+            raise ConfigError(f"{name}={_shown(value)}: a list is needed, as in 1,2 or [1, 2]") from None
+    return value if isinstance(value, list) else [value]
+
+
+def _shown(value: Any) -> str:
+    given = repr(value)
+    return given if len(given) < 300 else given[:297] + "..."
 
 
 def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -117,19 +149,9 @@ def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {"seeds": seeds[:1]}
 
 
-def _as_list(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        value = yaml.safe_load(f"[{value.strip().removeprefix('[').removesuffix(']')}]")
-    return value if isinstance(value, list) else [value]
-
-
 def _assigned(cell: str) -> dict[str, Any]:
-    """Names a cell of plain assignments sets, with their values where they are literals."""
+    """Names a cell of plain assignments sets, with their values."""
     values: dict[str, Any] = {}
-    for statement in ast.parse(cell).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            try:
-                values[statement.targets[0].id] = ast.literal_eval(statement.value)
-            except ValueError:
-                values[statement.targets[0].id] = None
+    exec(cell, values)  # it has run already; papermill writes some values as calls, as in float("nan")
+    del values["__builtins__"]
     return values
