@@ -86,7 +86,7 @@ class Experiment(Strict):
     """At most so many passes over the training windows."""
     batch_size: int = Field(8, ge=1)
     """Windows a step."""
-    lr: float | None = Field(None, gt=0, le=100)
+    lr: float | None = Field(None, gt=0, le=1e9)
     """Peak learning rate; `None` takes the preset's."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The learning rate after warm-up: `constant`; or `linear` or `cosine`, to zero at the last step of the last epoch,

@@ -177,7 +177,7 @@ def test_a_tracker_that_does_not_start_ends_every_process_with_the_same_error(tm
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_every_process_with_the_same_error(tmp_path):
-    failed = launch(["-m", "pe_core"], "run", *SETTINGS, "--corpus", "task:copy", "--lr", "1e30", "--runs", str(tmp_path))
+    failed = launch(["-m", "pe_core"], "run", *SETTINGS, "--corpus", "task:copy", "--lr", "1e9", "--runs", str(tmp_path))
     assert failed.returncode == 1
     assert failed.stderr.count("error: run rope-nano-") >= 1
     assert TrainingError.__name__ not in failed.stderr

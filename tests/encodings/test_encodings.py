@@ -106,7 +106,7 @@ def test_one_new_file_is_a_whole_encoding(folder, tiny, ids, tmp_path_factory):
     assert "made_up" not in ENCODINGS
     (folder / "made_up.py").write_text(MADE_UP)
     assert "made_up" in ENCODINGS
-    assert encodings.label("made_up", {"strength": 2}) == "Made up"
+    assert encodings.label("made_up", {"strength": 2}) == "Made up, strength 2"
     with pytest.raises(ConfigError, match=r"^encoding 'made_up': strength=-1: .*greater than 0$"):
         encodings.options("made_up", {"strength": -1})
 

@@ -115,6 +115,7 @@ GOOD = {
     "skip_baseline": (True,),
     "slopes": (0, 0.5, [0], 10**30, [10**30], *_NUMBERS),
     "tokenizer": (*_NAMES, "x" * 300),
+    "vocabularies": (None, [None]),  # the preset's own
     "whole": ({}, {"a": 1}),  # `combinations` are made of it before another could be given
 }
 
