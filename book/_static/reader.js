@@ -190,7 +190,7 @@
         one.promise = new Promise((done, failed) => {
           one.done = done;
           const script = document.createElement("script");
-          script.src = `${here}models/${name}.js`;
+          script.src = `${here}models/${name}.mjs`;
           script.onerror = () => failed(new Error(`${name} could not be loaded`));
           document.head.append(script);
         });

@@ -24,6 +24,7 @@ from pe_core.model import LabForCausalLM
 from pe_core.records import Record
 from pe_core.site import index
 
+# Called .mjs: what is called .js under `_static` jupyter-book loads on every page.
 FOLDER = index.BOOK / "_static" / "models"
 INDEX = "index.json"
 DISTANCES = 2_048  # of a bias; a text on the page is shorter, however far apart its parts are moved
@@ -57,9 +58,9 @@ def export(record: Record, target: Path = FOLDER) -> dict[str, Any]:
         **position(model),
     }
     target.mkdir(parents=True, exist_ok=True)
-    (target / f"{name}.js").write_text(f"lab.models.loaded({index.script_json({**about, **shape, 'parts': parts})});\n")
-    (target / "tokenizer.js").write_text(f"lab.models.loaded({index.script_json(tokenizer(record))});\n")
-    return {**about, "bytes": (target / f"{name}.js").stat().st_size}
+    (target / f"{name}.mjs").write_text(f"lab.models.loaded({index.script_json({**about, **shape, 'parts': parts})});\n")
+    (target / "tokenizer.mjs").write_text(f"lab.models.loaded({index.script_json(tokenizer(record))});\n")
+    return {**about, "bytes": (target / f"{name}.mjs").stat().st_size}
 
 
 def position(model: LabForCausalLM) -> dict[str, Any]:

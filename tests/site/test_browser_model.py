@@ -24,7 +24,7 @@ POSITIONS = [0, 1, 2, 3, 300, 301, 302, 1000]
 _SCRIPT = """
 const fs = require("fs"), [folder, asked] = process.argv.slice(2), given = JSON.parse(fs.readFileSync(asked, "utf8"));
 (0, eval)(fs.readFileSync(given.reader, "utf8"));
-const load = (name) => { (0, eval)(fs.readFileSync(`${folder}/${name}.js`, "utf8")); return lab.models.last; };
+const load = (name) => { (0, eval)(fs.readFileSync(`${folder}/${name}.mjs`, "utf8")); return lab.models.last; };
 const tokenizer = load("tokenizer"), found = { ids: given.texts.map((text) => tokenizer.encode(text)), models: {} };
 found.back = found.ids.map((ids) => tokenizer.decode(ids));
 for (const name of given.names) {
@@ -136,7 +136,7 @@ def test_the_published_models_are_published_runs():
         assert model["label"] == record.label
         assert model["perplexity"] == pytest.approx(record.metrics["perplexity"]["value"], rel=2e-3)
         assert model["tokens"] == record.experiment.samples * record.experiment.seq_len
-        file = browser_model.FOLDER / f"{model['name']}.js"
+        file = browser_model.FOLDER / f"{model['name']}.mjs"
         assert file.stat().st_size == model["bytes"] < 3_000_000
         assert f'"run":"{model["run"]}"' in file.read_text()[:400]
     assert f"{models[0]['perplexity']:.1f}" in browser_model.scale(models)
@@ -150,4 +150,4 @@ def test_it_is_a_command(exported, tmp_path, monkeypatch, capsys):
     browser_model.main()
     assert [model["name"] for model in browser_model.about(tmp_path)] == list(trained)
     assert capsys.readouterr().out.count("MB") == 3
-    assert (tmp_path / "rope.js").read_bytes() == (folder / "rope.js").read_bytes()
+    assert (tmp_path / "rope.mjs").read_bytes() == (folder / "rope.mjs").read_bytes()
