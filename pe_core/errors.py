@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 4_096  # characters of a name: as long as a path may be
+
 
 class LabError(Exception):
     """Base of every error this project raises on purpose. Its message is one line."""
@@ -46,3 +48,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} '{name}'{hint} (known: {', '.join(names) or 'none'})"
+
+
+def shown(value: object) -> str:
+    """A value in one line that is not too long."""
+    given = repr(value)
+    return given if len(given) < 300 else given[:297] + "..."
+
+
+def text_fault(text: str) -> str | None:
+    """Why no name or path is made of a text; `None` where one may be."""
+    if not text.isprintable():
+        return "control characters and broken ones are not allowed"
+    return f"at most {LONGEST:,} characters are allowed" if len(text) > LONGEST else None

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 import pydantic
 from pydantic import field_validator
 
-from pe_core.errors import ConfigError, unknown
-
-LONGEST = 4_096  # characters of a name: as long as a path may be
+from pe_core.errors import ConfigError, shown, text_fault, unknown
 
 
 class Strict(pydantic.BaseModel):
@@ -35,10 +33,8 @@ class Strict(pydantic.BaseModel):
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("True and False are not allowed here")
-        if isinstance(value, str) and not value.isprintable():
-            raise ValueError("control characters and broken ones are not allowed")
-        if isinstance(value, str) and len(value) > LONGEST:
-            raise ValueError(f"at most {LONGEST:,} characters are allowed")
+        if isinstance(value, str) and (fault := text_fault(value)):
+            raise ValueError(fault)
         return value
 
     @classmethod
@@ -53,8 +49,7 @@ class Strict(pydantic.BaseModel):
             for one in error.errors()
             if one["loc"][:1] == first["loc"][:1]
         ]
-        given = repr(first["input"])
-        return f"{name}={given if len(given) < 300 else given[:297] + '...'}: {' or '.join(reasons)}"
+        return f"{name}={shown(first['input'])}: {' or '.join(reasons)}"
 
 
 class Shape(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pe_core import progress
-from pe_core.errors import ConfigError, unknown
+from pe_core.errors import ConfigError, shown, unknown
 from pe_core.launch import processes
 
 QUICK = 1_000  # samples
@@ -80,7 +80,7 @@ def check(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if name not in known:
             raise ConfigError(unknown("parameter", name, known))
         if isinstance(known[name], bool) and not isinstance(value, bool):
-            raise ConfigError(f"{name}={_shown(value)}: True or False is needed")
+            raise ConfigError(f"{name}={shown(value)}: True or False is needed")
     return {name: _like(name, known[name], value) for name, value in given.items()}
 
 
@@ -94,7 +94,7 @@ def _like(name: str, default: Any, value: Any) -> Any:
         return [_of_kind(name, kind, part) for part in parts]
     if default is None:
         if isinstance(value, list | dict) or (name in _PATHS and not isinstance(value, str | None)):
-            raise ConfigError(f"{name}={_shown(value)}: {'a path' if name in _PATHS else 'one value'} is needed")
+            raise ConfigError(f"{name}={shown(value)}: {'a path' if name in _PATHS else 'one value'} is needed")
         return _as_number(value) if name not in _PATHS else value
     return value if isinstance(default, bool) else _of_kind(name, type(default), value)
 
@@ -103,16 +103,16 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     if kind in (int, float):
         return _number(name, kind, value)
     if kind in _KINDS and not isinstance(value, kind):
-        raise ConfigError(f"{name}={_shown(value)}: {_KINDS[kind]} is needed")
+        raise ConfigError(f"{name}={shown(value)}: {_KINDS[kind]} is needed")
     return value
 
 
 def _number(name: str, kind: Any, value: Any) -> Any:
     number = _as_number(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not -_LARGEST <= number <= _LARGEST:
-        raise ConfigError(f"{name}={_shown(value)}: a number is needed")
+        raise ConfigError(f"{name}={shown(value)}: a number is needed")
     if kind is int and number != int(number):
-        raise ConfigError(f"{name}={_shown(value)}: a whole number is needed")
+        raise ConfigError(f"{name}={shown(value)}: a whole number is needed")
     return int(number) if kind is int or (isinstance(number, int) and kind is not int) else number
 
 
@@ -129,13 +129,8 @@ def _as_list(name: str, value: Any) -> list[Any]:
         try:
             value = yaml.safe_load(f"[{value.strip().removeprefix('[').removesuffix(']')}]")
         except (yaml.YAMLError, ValueError):  # it makes dates of some text
-            raise ConfigError(f"{name}={_shown(value)}: a list is needed, as in 1,2 or [1, 2]") from None
+            raise ConfigError(f"{name}={shown(value)}: a list is needed, as in 1,2 or [1, 2]") from None
     return value if isinstance(value, list) else [value]
-
-
-def _shown(value: Any) -> str:
-    given = repr(value)
-    return given if len(given) < 300 else given[:297] + "..."
 
 
 def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

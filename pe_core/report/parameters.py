@@ -9,8 +9,7 @@ from typing import Any
 from pe_core import hardware, paths, recipes, records
 from pe_core.config import PRESETS, Experiment
 from pe_core.data import tasks
-from pe_core.errors import ConfigError, LabError, unknown
-from pe_core.schema import LONGEST
+from pe_core.errors import ConfigError, LabError, shown, text_fault, unknown
 
 Values = Mapping[str, Any]
 
@@ -74,16 +73,8 @@ def text(name: str, value: Any) -> None:
             text(name, part)
     if isinstance(value, str) and not value.strip():
         raise ConfigError(f"{name}={value!r}: empty text is not allowed")
-    if isinstance(value, str) and not value.isprintable():
-        raise ConfigError(f"{name}={shown(value)}: control characters and broken ones are not allowed")
-    if isinstance(value, str) and len(value) > LONGEST:
-        raise ConfigError(f"{name}={shown(value)}: at most {LONGEST:,} characters are allowed")
-
-
-def shown(value: Any) -> str:
-    """A value in one line that is not too long."""
-    given = repr(value)
-    return given if len(given) < 300 else given[:297] + "..."
+    if isinstance(value, str) and (fault := text_fault(value)):
+        raise ConfigError(f"{name}={shown(value)}: {fault}")
 
 
 def _one(name: str, value: Any, values: Values) -> None:
