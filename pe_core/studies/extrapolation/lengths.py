@@ -172,9 +172,10 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
         T = group[0].experiment.seq_len
         whole = [sliding(record, T, T, windows) for record in group]
         per_token = float(whole[0].bytes.sum() / whole[0].tokens.sum())
+        parts = {"all": slice(None), **_sources(group[0], windows)}
         for length in sorted(length for length in at if length < T):
             pairs = [(sliding(record, length, T, windows), all_of_it) for record, all_of_it in zip(group, whole, strict=True)]
-            for source, part in {"all": slice(None), **_sources(group[0], windows)}.items():
+            for source, part in parts.items():
                 value, low, high = comparison.percent([(_rows(a, part), _rows(b, part)) for a, b in pairs]).estimate
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from pandas.io.formats.style import Styler
@@ -251,9 +250,8 @@ def reach(found: pd.DataFrame, trained: Sequence[Record]) -> str:
     rows, trained_at = found[found.source == "all"], trained[0].experiment.seq_len
     seeds = len({record.config["seed"] for record in trained})
     size = f"{trained[0].label}, {trained[0].config['preset']}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-    split = rows.setting.str.split(", ", expand=True).set_axis(["vocabulary", "read"], axis=1)
     said = []
-    for vocabulary, part in rows.join(split).groupby("vocabulary", sort=False):
+    for vocabulary, part in _apart(rows).groupby("vocabulary", sort=False):
         parts = [f"{_context(row.length, trained_at)} after {row.read}" for row in part.itertuples()]
         said.append(f"with a {vocabulary.replace(' ', ' of ')}, {claims.joined(parts)}")
     return f"**As good as all {trained_at} tokens of context: {'; '.join(said)}** ({size})."
@@ -265,47 +263,43 @@ def _context(length: float, trained_at: int) -> str:
 
 def context_use_figure(table: pd.DataFrame, trained_at: int) -> Figure:
     """What less context costs (`lengths.context_use`): a panel for each vocabulary, a line for each amount of training."""
-    rows = table[table.source == "all"]
-    rows = rows.join(rows.setting.str.split(", ", expand=True).set_axis(["vocabulary", "read"], axis=1))
-    panels = rows.vocabulary.unique()
-    figure, axes = plt.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False, figsize=(5.2, 3 * len(panels)))
-    for ax, vocabulary in zip(axes[:, 0], panels, strict=True):
-        part = rows[rows.vocabulary == vocabulary]
-        shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, part.read.nunique()))
-        _cost(ax, part, "read", dict(zip(part.read.unique(), shades, strict=True)))
-        ax.set_title(f"{_title(vocabulary)}: perplexity, % above that with {trained_at}")
-        ax.label_outer()
-    return figure
+    rows = _apart(table[table.source == "all"])
+    shades = plt.get_cmap("viridis")(np.linspace(0.1, 0.8, rows.read.nunique()))
+    title = "{}: perplexity, % above that with " + str(trained_at)
+    panels = {title.format(name): part for name, part in rows.groupby("vocabulary", sort=False)}
+    return _cost_panels(panels, "read", dict(zip(rows.read.unique(), shades, strict=True)))
 
 
 def by_source_figure(table: pd.DataFrame, trained_at: int) -> Figure:
     """The same for each kind of text, after most training: a panel for each vocabulary."""
-    rows = table[table.source != "all"]
-    settings = list(dict.fromkeys(setting.split(", ")[0] for setting in rows.setting))
-    last = [[setting for setting in rows.setting.unique() if setting.startswith(f"{name},")][-1] for name in settings]
-    figure, axes = plt.subplots(len(last), 1, sharex=True, sharey=True, squeeze=False, figsize=(5.2, 3 * len(last)))
+    rows = _apart(table[table.source != "all"])
     colours = dict(zip(rows.source.unique(), figures.FAMILY_COLOURS.values(), strict=False))
-    for ax, setting in zip(axes[:, 0], last, strict=True):
-        _cost(ax, rows[rows.setting == setting], "source", colours)
-        ax.set_title(f"{_title(setting)}: % above {trained_at}")
+    last = [part[part.read == part.read.iloc[-1]] for _, part in rows.groupby("vocabulary", sort=False)]
+    return _cost_panels({f"{part.setting.iloc[0]}: % above {trained_at}": part for part in last}, "source", colours)
+
+
+def _apart(table: pd.DataFrame) -> pd.DataFrame:
+    """A setting's two halves (`lengths.by_setting`) as columns vocabulary and read."""
+    return table.join(table.setting.str.split(", ", expand=True).set_axis(["vocabulary", "read"], axis=1))
+
+
+def _cost_panels(panels: dict[str, pd.DataFrame], line: str, colours: dict[str, Any]) -> Figure:
+    """One below the other, by title; in each a line with its band for every value of a column."""
+    figure, axes = plt.subplots(
+        len(panels), 1, sharex=True, sharey=True, squeeze=False, figsize=(figures.WIDTH, 3 * len(panels))
+    )
+    for ax, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        for name, part in rows.groupby(line, sort=False):
+            ax.plot(part.length, part.percent, marker=".", color=colours[name], label=name)
+            ax.fill_between(part.length, part.low, part.high, color=colours[name], alpha=0.15, lw=0)
+        ax.axhline(0, color="0.4", lw=1, zorder=0)
+        ax.set_xscale("log", base=2)
+        ax.set(title=title[:1].upper() + title[1:], xlabel="context, at most so many tokens", ylabel="")
+        ax.set_xticks(sorted(rows.length.unique()))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.legend(fontsize=9)
         ax.label_outer()
     return figure
-
-
-def _title(name: str) -> str:
-    return name[:1].upper() + name[1:]
-
-
-def _cost(ax: Axes, rows: pd.DataFrame, line: str, colours: dict[str, Any]) -> None:
-    for name, part in rows.groupby(line, sort=False):
-        ax.plot(part.length, part.percent, marker=".", color=colours[name], label=name)
-        ax.fill_between(part.length, part.low, part.high, color=colours[name], alpha=0.15, lw=0)
-    ax.axhline(0, color="0.4", lw=1, zorder=0)
-    ax.set_xscale("log", base=2)
-    ax.set(xlabel="context, at most so many tokens", ylabel="")
-    ax.set_xticks(sorted(rows.length.unique()))
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.legend(fontsize=9)
 
 
 def context_use_table(table: pd.DataFrame) -> Styler:
