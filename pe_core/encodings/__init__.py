@@ -81,13 +81,11 @@ def label(name: str, values: Mapping[str, Any]) -> str:
     said = cls.label(chosen)
     for option, about in cls.Options.model_fields.items():
         value, default = getattr(chosen, option), about.default
-        if value != default and isinstance(value, str | int | float) and cls.label(_with(chosen, option, default)) == said:
+        if value == default or not isinstance(value, str | int | float):
+            continue
+        if cls.label(chosen.model_copy(update={option: default})) == said:
             said += f", {option.replace('_', ' ')} {format(value, 'g') if isinstance(value, float) else value}"
     return said
-
-
-def _with(chosen: Strict, option: str, value: Any) -> Strict:
-    return chosen.model_copy(update={option: value})
 
 
 def length_extensions(name: str, values: Mapping[str, Any], trained: int, length: int) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -73,10 +73,8 @@ def position(model: LabForCausalLM) -> dict[str, Any]:
     encoding, config = model.encoding, model.config
     other = [hook for hook in _HOOKS if getattr(type(encoding), hook) is not getattr(Encoding, hook)]
     if config.attention_kind != "mha" or other or encoding.for_layer(1) is not encoding:
-        what = (
-            "latent attention" if config.attention_kind != "mha" else f"'{config.encoding}' ({', '.join(other) or 'by layer'})"
-        )
-        raise ConfigError(f"{what} is not computed in the browser: rotations and biases by distance alone are")
+        why = ", ".join(other) or ("by layer" if config.attention_kind == "mha" else "latent attention")
+        raise ConfigError(f"'{config.encoding}' ({why}) is not computed in the browser: rotations and biases by distance are")
     H, K = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     at = torch.arange(DISTANCES)[None]
     with torch.no_grad():
