@@ -63,7 +63,6 @@ def throughput_table(rows: pd.DataFrame) -> Styler:
     ranges = zip(rows.ours_over_it, rows.lowest_ratio, rows.highest_ratio, strict=True)
     shown = pd.DataFrame(
         {
-            "machine": rows.machine,
             "shape": rows["shape"],
             "contender": rows.contender,
             "tokens/s": rows.tokens_per_second.map("{:,.0f}".format),
@@ -71,6 +70,7 @@ def throughput_table(rows: pd.DataFrame) -> Styler:
             "of the limit": rows.limit.map(lambda share: "–" if math.isnan(share) else f"{share:.0%}"),
             "peak memory": rows.peak_memory_mb.map("{:,.0f} MB".format),
             "ready after": rows.ready_seconds.map("{:.1f} s".format),
+            "machine": rows.machine,
         }
     )
     return tables.styled(shown).hide()
@@ -81,11 +81,11 @@ def targets_table(found: pd.DataFrame) -> Styler:
     signs = found.sign.map({">=": "at least", "<=": "at most"})
     shown = pd.DataFrame(
         {
-            "machine": found.machine,
             "what": found.what,
             "target": signs + " " + found.target.map("{:g}".format),
             "measured": found.measured.map("{:.2f}".format).str.replace("nan", "–"),
             "met": found.met.map({True: "yes", False: "no"}),
+            "machine": found.machine,
         }
     )
     return tables.styled(shown).hide()
