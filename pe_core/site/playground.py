@@ -85,8 +85,7 @@ def _setting(name: str, options: dict[str, Any]) -> dict[str, Any] | None:
         relative = encoding_page.scores(name, options, DISTANCES, small=True)
     except LabError:
         return None
-    _, different = np.unique(np.nan_to_num(relative, nan=-1e9).round(4), axis=0, return_index=True)
-    heads = relative[sorted(different)]
+    heads = relative[encoding_page.different(np.nan_to_num(relative, nan=-1e9).round(4))]
     i, j = np.tril_indices(TRIANGLE)
     curves, triangles = heads[:, -1, ::-1], heads[:, i, j]
     by_distance = np.allclose(triangles, curves[:, i - j], atol=1e-3, equal_nan=True)
