@@ -256,9 +256,9 @@ def test_a_new_file_has_its_page(tmp_path):
     """As the README says: one file and `make pages`, and nothing else is edited."""
     for folder in ("pe_core", "notebooks/pages", "book/records", "book/experiments"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "_toc.yml", "book/references.bib"):
+    for file in ("pyproject.toml", "_toc.yml", "book/references.bib", "book/_static/models/index.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
-    (tmp_path / "book/_static").mkdir()
     (tmp_path / "pe_core/encodings/mine.py").write_text(
         "from pe_core.encodings.base import Encoding\n\n\nclass Mine(Encoding):\n"
         '    """Scores fall by the square of the distance. Nobody 2026."""\n\n'
@@ -275,6 +275,11 @@ def test_a_new_file_has_its_page(tmp_path):
     assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text
     assert "[Mine](mine.ipynb)" in (tmp_path / "book/encodings/index.ipynb").read_text()
+
+
+def test_heads_that_are_alike_are_found_by_value():
+    heads = np.array([[[0.0, np.nan]], [[1.0, np.nan]], [[-0.0, np.nan]], [[1.0, np.nan]], [[2.0, 0.0]]])
+    assert encoding_page.different(heads) == [0, 1, 4]
 
 
 # From notebook to page
