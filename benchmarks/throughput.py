@@ -33,7 +33,7 @@ from pe_core.launch import processes
 from pe_core.studies.throughput import measure as throughput
 
 # A step takes a batch of token ids (B, T + 1) and trains on it once.
-Step = Callable[[torch.Tensor], None]
+Step = Callable[[torch.Tensor], object]
 
 
 def ours(preset: str, B: int, T: int, encoding: str = "rope") -> Step:
@@ -45,7 +45,7 @@ def ours(preset: str, B: int, T: int, encoding: str = "rope") -> Step:
     experiment = Experiment(encoding=encoding, preset=preset, seq_len=T, batch_size=B).resolved()
     model = LabForCausalLM(LabConfig.of(experiment)).initialise(0)
     train_step = TrainStep(model, experiment)
-    return lambda tokens: train_step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) and None
+    return lambda tokens: train_step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
 def evaluation(preset: str, B: int, T: int) -> Step:
@@ -56,7 +56,7 @@ def evaluation(preset: str, B: int, T: int) -> Step:
 
     experiment = Experiment(preset=preset, seq_len=T, batch_size=B).resolved()
     compute = LossFunction(LabForCausalLM(LabConfig.of(experiment)).initialise(0), experiment)
-    return lambda tokens: compute.evaluate(tokens.numpy()) is None
+    return lambda tokens: compute.evaluate(tokens.numpy())
 
 
 def plain(preset: str, B: int, T: int) -> Step:
@@ -128,7 +128,7 @@ def trainer(preset: str, B: int, T: int, **arguments: Any) -> Callable[[int], li
     return train
 
 
-def products(preset: str, B: int, T: int, dtype: torch.dtype) -> Step:
+def products(dtype: torch.dtype, preset: str, B: int, T: int) -> Step:
     """Only the matrix products of one training step: each weight forward and twice backward, each attention product too."""
     shape = PRESETS[preset]
     D, H, V, N = shape.hidden, shape.heads, shape.vocab, B * T
@@ -150,7 +150,7 @@ def products(preset: str, B: int, T: int, dtype: torch.dtype) -> Step:
     for _ in range(shape.layers):
         for m, k, n in ((T, K, T), (T, T, K)) * 3:  # scores and values; two backward products each
             product(B * H, m, k, n)
-    return lambda tokens: [torch.matmul(a, b) for a, b in jobs] and None
+    return lambda tokens: [torch.matmul(a, b) for a, b in jobs]
 
 
 STEPS: dict[str, Callable[..., Any]] = {
@@ -161,8 +161,8 @@ STEPS: dict[str, Callable[..., Any]] = {
     "Trainer, compiled": lambda *shape: trainer(*shape, torch_compile=True),
     "Trainer, bf16 and compiled": lambda *shape: trainer(*shape, bf16=True, torch_compile=True),
     "x-transformers": x_transformers,
-    "limit: bf16 products": lambda *shape: products(*shape, torch.bfloat16),
-    "limit: fp32 products": lambda *shape: products(*shape, torch.float32),
+    "limit: bf16 products": lambda *shape: products(torch.bfloat16, *shape),
+    "limit: fp32 products": lambda *shape: products(torch.float32, *shape),
 }
 
 
@@ -184,7 +184,8 @@ def serve(name: str, preset: str, B: int, T: int, threads: int) -> None:
         if by_trainer:
             steps = made(max(4, round(seconds / guess) + 2))[1:]  # the first step after a start is not like the others
             return B * T / statistics.median(steps), statistics.median(steps)
-        took, end = [], time.perf_counter() + seconds
+        end = time.perf_counter() + seconds
+        took: list[float] = []
         while time.perf_counter() < end or len(took) < 3:
             start = time.perf_counter()
             made(tokens)
@@ -396,7 +397,7 @@ def main() -> None:
     output = arguments.output or paths.runs() / throughput.FOLDER / throughput.file_name(result)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
-    print("\n" + throughput.targets(result).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
+    print("\n" + throughput.targets([result]).to_string(index=False, float_format="{:.2f}".format, na_rep="–"))
     print(f"\nRecord: {output}")
 
 
