@@ -349,14 +349,6 @@ def test_beyond_the_training_length(encoding, tiny, T):
     assert re.fullmatch(r".*position.*", outcome) if isinstance(outcome, str) else outcome.isfinite().all()
 
 
-@pytest.mark.slow
-def test_compiles_into_one_graph_with_the_same_losses(encoding, tiny, ids):
-    model = tiny(encoding, num_hidden_layers=1)
-    compiled = torch.compile(model.losses, fullgraph=True, dynamic=False)
-    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    torch.testing.assert_close(compiled(inputs, targets), model.losses(inputs, targets), atol=1e-5, rtol=1e-5)
-
-
 # --- RoPE ------------------------------------------------------------------------------------------------------------
 
 ROPES = [(0.25, 10_000.0), (1.0, 10_000.0), (0.5, 500_000.0), (0.25, 100.0)]
