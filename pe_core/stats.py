@@ -4,6 +4,7 @@ Seeds are the other source of luck: initial weights and the order of batches."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,11 +49,18 @@ def _resample(
 ) -> tuple[float, Floats]:
     """The statistic of all documents, and of every resample (RESAMPLES,)."""
     totals = np.stack([np.asarray(column, np.float64) for column in columns])
-    documents = totals.shape[1]
-    rng = np.random.default_rng(_SEED)
-    times_drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=RESAMPLES)
+    drawn = _times_drawn(totals.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have nothing to divide by
-        return float(statistic(totals.sum(axis=1))), statistic(totals @ times_drawn.T)
+        return float(statistic(totals.sum(axis=1))), statistic(totals @ drawn.T)
+
+
+@lru_cache(maxsize=2)  # of one corpus every interval draws alike, and drawing takes ten times as long as all the rest
+def _times_drawn(documents: int) -> NDArray[np.uint16]:
+    """How often each document is in each resample: (RESAMPLES, documents), the same ones at every call."""
+    rng = np.random.default_rng(_SEED)
+    drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=RESAMPLES).astype(np.uint16)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def over_seeds(values: list[float] | Floats) -> Estimate:
@@ -180,8 +188,7 @@ def seed_error(losses_MSD: Floats, tokens_D: NDArray[np.integer]) -> float:
 
 def resampled_means(losses_MD: Floats, tokens_D: NDArray[np.integer]) -> Floats:
     """Each model's loss per token in every resample of documents, the same ones for all models: (M, RESAMPLES)."""
-    D = len(tokens_D)
-    drawn = np.random.default_rng(_SEED).multinomial(D, np.full(D, 1 / D), size=RESAMPLES)
+    drawn = _times_drawn(len(tokens_D))
     return np.asarray(losses_MD @ drawn.T / (drawn @ tokens_D), np.float64)
 
 
