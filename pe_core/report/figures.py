@@ -122,6 +122,18 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return chosen
 
 
+def marks(frame: pd.DataFrame) -> dict[str, str]:
+    """The mark of every label in a frame with `label` and `family`: members of a family in turn, as panels of a family show
+    them (`position_panels`)."""
+    chosen: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for label, family in zip(frame.label, frame.family, strict=True):
+        if label not in chosen:
+            chosen[label] = MARKS[used[family] % len(MARKS)]
+            used[family] += 1
+    return chosen
+
+
 def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Training and held-out perplexity by epoch, one above the other; a ring marks the epoch whose weights are reported."""
     figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(WIDTH, 6.0))
