@@ -14,9 +14,9 @@
   };
   const VIEWS = {
     overall: { name: "overall", axis: "" },
-    position: { name: "by position in the window", axis: "tokens the model has seen" },
-    training: { name: "by amount of training", axis: "training tokens, each read once" },
-    epoch: { name: "by epoch (validation)", axis: "epoch" },
+    position: { name: "by position", axis: "tokens the model has seen" },
+    training: { name: "by training", axis: "training tokens, each read once" },
+    epoch: { name: "by epoch", axis: "epoch" },
   };
 
   // --- What is shown --------------------------------------------------------------------------------------------------
@@ -166,11 +166,11 @@
     return drawn("polygon", { points: at.join(" "), ...attributes });
   }
 
-  // A model's line and mark, for legends.
+  // A model's line and mark, or a family's line, for legends.
   function key(model) {
     const line = { x1: 1, x2: 27, y1: 7, y2: 7, stroke: model.colour, "stroke-width": 2.5, "stroke-dasharray": DASHES[model.dash] || "" };
-    return drawn("svg", { width: 28, height: 14, "aria-hidden": "true", class: "explorer-key" },
-      drawn("line", line), shape(model.mark, 14, 7, 4, { fill: model.colour }));
+    const marks = model.mark ? [shape(model.mark, 14, 7, 4, { fill: model.colour })] : [];
+    return drawn("svg", { width: 28, height: 14, "aria-hidden": "true", class: "explorer-key" }, drawn("line", line), ...marks);
   }
 
   // A label in two lines of about the same length where it is longer than the room for it; "25 %" stays together.
@@ -203,6 +203,8 @@
     return [low - room, high + room];
   }
 
+  const tickText = (state, tick) => MEASURES[state.measure].write(tick).replace(/\.0+(?= %|$)/, "");
+
   const gridLine = (at, zero) => drawn("line", { ...at, class: zero ? "explorer-zero" : "explorer-grid" });
 
   // Marks of all points, told of by `chart.marks`; `radius` is smaller where there are many.
@@ -223,13 +225,12 @@
 
   // One row a model, lowest first.
   function drawRows(all, state, title, width) {
-    const names = Math.min(190, 0.42 * width), height = 66 + 34 * all.length, measure = MEASURES[state.measure];
+    const names = Math.min(190, 0.42 * width), height = 66 + 34 * all.length;
     const [low, high] = limits(all.flatMap((row) => row.points), state.measure === "percent", (v) => v);
     const X = (v) => names + ((v - low) / (high - low)) * (width - names - 12), chart = newChart(title, width, height);
     for (const tick of ticks(low, high, false, (width - names) / 62)) {
       chart.svg.append(gridLine({ x1: X(tick), x2: X(tick), y1: 26, y2: height - 26 }, tick === 0));
-      const text = measure.write(tick).replace(/\.0+(?= %|$)/, "");
-      chart.svg.append(drawn("text", { x: X(tick), y: height - 8, "text-anchor": "middle" }, text));
+      chart.svg.append(drawn("text", { x: X(tick), y: height - 8, "text-anchor": "middle" }, tickText(state, tick)));
     }
     all.sort((a, b) => a.points[0].y - b.points[0].y).forEach(({ model, points: [point] }, nth) => {
       const y = 44 + 34 * nth, lines = broken(model.label, Math.floor((names - 10) / 7.4));
@@ -261,7 +262,7 @@
     const Y = (v) => height - bottom - ((scale(v) - low) / (high - low)) * (height - bottom - 34);
     for (const tick of ticks(back(low), back(high), measure.log)) {
       chart.svg.append(gridLine({ x1: left, x2: width - 8, y1: Y(tick), y2: Y(tick) }, tick === 0));
-      const text = measure.log ? String(tick) : measure.write(tick).replace(" %", "");
+      const text = measure.log ? String(tick) : tickText(state, tick);
       chart.svg.append(drawn("text", { x: left - 6, y: Y(tick) + 5, "text-anchor": "end" }, text));
     }
     const { X, stops } = horizontal(all, state.view, width, left);
@@ -351,7 +352,7 @@
   function legend({ data, state, parts }, models) {
     const item = (key, text) => element("li", {}, key, text);
     const families = Object.keys(data.families).concat("unknown").filter((family) => models.some((model) => model.family === family));
-    const swatch = (family) => key({ colour: data.families[family] || "#666666", dash: "-", mark: "o" });
+    const swatch = (family) => key({ colour: data.families[family] || "#666666", dash: "-" });
     parts.legend.replaceChildren(...(state.view === "overall"
       ? families.map((family) => item(swatch(family), family)) : models.map((model) => item(key(model), model.label))));
   }

@@ -123,14 +123,15 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def marks(frame: pd.DataFrame) -> dict[str, str]:
-    """The mark of every label in a frame with `label` and `family`: members of a family in turn, as panels of a family show
-    them (`position_panels`)."""
+    """The mark of every label in a frame with `label` and `family`. With the dash that `styles` gives it, it tells apart 32
+    members of a family that all have the family's own colour."""
     chosen: dict[str, str] = {}
     used: Counter[str] = Counter()
     for label, family in zip(frame.label, frame.family, strict=True):
         if label not in chosen:
-            chosen[label] = MARKS[used[family] % len(MARKS)]
+            nth = used[family]
             used[family] += 1
+            chosen[label] = MARKS[(nth + nth // len(_DASHES)) % len(MARKS)]  # no pair of mark and dash comes twice
     return chosen
 
 

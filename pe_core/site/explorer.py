@@ -67,7 +67,9 @@ def _setting(group: Sequence[Record], against: str) -> dict[str, Any]:
         "name": index.named(group),
         "tokens": int(record.data["windows"]["train"]) * record.experiment.seq_len,
         "first": [html.unescape(label) for label in first_models(found, against)],
-        "models": [_model(label, found, judged, {**styles[label], "mark": marks[label]}) for label in found],
+        "models": [
+            {**_model(label, found, judged), "dash": styles[label]["linestyle"], "mark": marks[label]} for label in found
+        ],
     }
 
 
@@ -103,7 +105,7 @@ class _Judged:
         return _rounded([row.percent, row.low, row.high]), bool(row.differs)
 
 
-def _model(label: str, found: Groups, judged: _Judged, look: dict[str, Any]) -> dict[str, Any]:
+def _model(label: str, found: Groups, judged: _Judged) -> dict[str, Any]:
     group = found[label]
     pooled, encoding = comparison.pooled(group), group[0].config["encoding"]
     percent, differs = judged.of(label)
@@ -111,9 +113,7 @@ def _model(label: str, found: Groups, judged: _Judged, look: dict[str, Any]) -> 
         "label": html.unescape(label),
         "family": group[0].family if group[0].family in figures.FAMILY_COLOURS else "unknown",
         "page": f"encodings/{encoding}.html" if encoding in ENCODINGS else None,
-        "colour": look["color"],
-        "dash": look["linestyle"],
-        "mark": look["mark"],
+        "colour": figures.family_colour(group[0].family),
         "seeds": len(group),
         "perplexity": _rounded(metrics.perplexity(pooled)),
         "bits": _rounded(metrics.bits_per_byte(pooled)),
