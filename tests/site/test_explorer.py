@@ -130,7 +130,8 @@ def test_a_family_is_one_colour_and_its_members_stay_apart(data):
 SCRIPT = """
 globalThis.document = { readyState: "loading", addEventListener() {} };
 const fs = require("fs"), [folder, asked] = process.argv.slice(2), given = JSON.parse(fs.readFileSync(asked, "utf8"));
-(0, eval)(["lab", "explorer"].map((name) => fs.readFileSync(`${folder}/${name}.js`, "utf8")).join("\\n") + "\\nglobalThis.lab = lab;");
+const scripts = ["lab", "explorer"].map((name) => fs.readFileSync(`${folder}/${name}.js`, "utf8"));
+(0, eval)(scripts.concat("globalThis.lab = lab;").join("\\n"));
 const { fromAddress, toAddress, rows, csv, json } = lab.explorer;
 console.log(JSON.stringify(given.hashes.map((hash) => {
   const { state, missing } = fromAddress(hash, given.data);
