@@ -15,7 +15,7 @@
   const VIEWS = {
     overall: { name: "overall", axis: "" },
     position: { name: "by position", axis: "tokens the model has seen" },
-    training: { name: "by training", axis: "training tokens, each read once" },
+    training: { name: "by training", axis: "tokens of training text" },
     epoch: { name: "by epoch", axis: "epoch" },
   };
 
@@ -330,7 +330,7 @@
     const { data, state, parts } = page, models = shownModels(data, state), setting = settingOf(data, state);
     const all = models.map((model) => ({ model, points: points(data, state, model) })).filter((row) => row.points.length);
     parts.count.textContent = `Models: ${models.length} of ${setting.models.length}`;
-    parts.note.textContent = all.length ? intervals(data, state) : "";
+    parts.note.textContent = all.length ? `Trained on ${setting.name}. ${intervals(data, state)}` : "";
     legend(page, all.map((row) => row.model));
     for (const button of parts.saves) button.disabled = !all.length;
     if (!all.length) {

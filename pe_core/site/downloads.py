@@ -41,6 +41,6 @@ def table(folder: Path = RECORDS) -> str:
         runs = sum(len(file.read_text().splitlines()) for file in files if file.suffix == ".jsonl") or "–"
         size = sum(file.stat().st_size for file in files) / 1e6
         link = f'<a href="{FOLDER}/{name}.zip" download>{name}.zip</a>'
-        rows.append(f"<tr><th>{name}</th><td>{runs}</td><td>{size:.2f} MB</td><td>{link}</td></tr>")
-    head = "<tr><th>study</th><th>runs</th><th>unpacked</th><th>records</th></tr>"
+        rows.append(f"<tr><td>{link}</td><td>{runs}</td><td>{size:.2f} MB</td></tr>")
+    head = "<tr><th>study</th><th>runs</th><th>unpacked</th></tr>"
     return f'<table class="dataframe results"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
