@@ -234,35 +234,8 @@ def best(found: Groups, judged: pd.DataFrame) -> list[str]:
     return [first, *sorted(alike, key=lambda label: losses[label])]
 
 
-def differences_by_position(found: Groups, baseline: str, ranges: Iterable[tuple[int, int]]) -> pd.DataFrame:
-    """What `verdicts` says of each model and the baseline, at each range of positions [start, end) alone: columns label, start,
-    end, percent, low, high. Within a range the intervals hold for all pairs of models together.
-
-    Raises:
-        RecordError: as `verdicts`, or there is no group called `baseline`.
-    """
-    if baseline not in found:
-        raise RecordError(unknown("baseline", baseline, found))
-    table = []
-    for start, end in ranges:
-        labels, losses_MSD, tokens_D = _stack(found, positions=slice(start, end))
-        there = tokens_D > 0
-        told = stats.contrasts(losses_MSD[:, :, there], tokens_D[there])
-        reach = stats.quantile(told.freedom, len(labels) * (len(labels) - 1) // 2) * told.errors
-        base = labels.index(baseline)
-        for i in (i for i in range(len(labels)) if i != base):
-            d, half = told.differences[i, base], reach[i, base]
-            percent, low, high = (100 * math.expm1(value) for value in (d, d - half, d + half))
-            row = {"label": labels[i], "start": start, "end": end, "percent": percent, "low": low, "high": high}
-            table.append(row)
-    return pd.DataFrame(table, columns=["label", "start", "end", "percent", "low", "high"])
-
-
-def _stack(
-    found: Groups, rows: slice | None = None, positions: slice | None = None
-) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
-    """Labels, summed losses by model, common seed and document, and tokens by document; of some documents or positions alone
-    where `rows` or `positions` are given."""
+def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
+    """Labels, summed losses by model, common seed and document, and tokens by document."""
     if len(found) < 2:
         raise RecordError(f"{len(found)} model(s): two are needed for a comparison")
     seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
@@ -271,9 +244,9 @@ def _stack(
     chosen = [[record for record in group if record.config["seed"] in seeds] for group in found.values()]
     if len({record.data["fingerprint"] for group in chosen for record in group}) > 1:
         raise RecordError(f"{', '.join(found)}: measured on different text")
-    part = (rows or slice(None), positions or slice(None))
-    losses = np.array([[record.heldout.losses[part].sum(axis=1) for record in group] for group in chosen])
-    return list(found), losses, chosen[0][0].heldout.tokens[part].sum(axis=1)
+    rows = rows or slice(None)
+    losses = np.array([[record.heldout.losses.sum(axis=1)[rows] for record in group] for group in chosen])
+    return list(found), losses, chosen[0][0].heldout.tokens.sum(axis=1)[rows]
 
 
 def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:

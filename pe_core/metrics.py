@@ -123,12 +123,7 @@ def position_curve(heldout: HeldOut, points: int = 24) -> pd.DataFrame:
 
     Positions are grouped, evenly in their logarithm, into at most `points` ranges [start, end).
     """
-    return pd.DataFrame(_ranges(heldout, curve_ranges(heldout.tokens.shape[1], points)))
-
-
-def curve_ranges(T: int, points: int = 24) -> list[tuple[int, int]]:
-    """The ranges of `position_curve`."""
-    return list(pairwise(_curve_edges(T, points)))
+    return pd.DataFrame(_ranges(heldout, list(pairwise(_curve_edges(heldout.tokens.shape[1], points)))))
 
 
 def _curve_edges(T: int, points: int = 24) -> list[int]:

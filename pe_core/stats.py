@@ -55,12 +55,9 @@ def _resample(
 
 
 @lru_cache(maxsize=2)  # of one corpus every interval draws alike, and drawing takes ten times as long as all the rest
-def _times_drawn(documents: int) -> NDArray[np.uint16]:
-    """How often each document is in each resample: (RESAMPLES, documents), the same ones at every call."""
-    rng = np.random.default_rng(_SEED)
-    drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=RESAMPLES).astype(np.uint16)
-    drawn.flags.writeable = False
-    return drawn
+def _times_drawn(D: int) -> NDArray[np.uint16]:
+    """How often each of D documents is in each resample: (RESAMPLES, D), the same at every call."""
+    return np.random.default_rng(_SEED).multinomial(D, np.full(D, 1 / D), size=RESAMPLES).astype(np.uint16)
 
 
 def over_seeds(values: list[float] | Floats) -> Estimate:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pe_core import comparison, metrics, records, stats
@@ -92,10 +93,12 @@ class _Judged:
         self.baseline = found.get(against, [])
         compared = bool(self.baseline) and len(found) > 1
         self.overall = comparison.frame(found, against).set_index("label") if compared else pd.DataFrame()
-        T = next(iter(found.values()))[0].heldout.tokens.shape[1]
-        ranges = metrics.curve_ranges(T, POINTS) if compared else []
-        places = comparison.differences_by_position(found, against, ranges) if compared else pd.DataFrame()
-        self.positions = {(row.label, row.start): [row.percent, row.low, row.high] for row in places.itertuples()}
+        places = metrics.position_curve(self.baseline[0].heldout, POINTS) if compared else pd.DataFrame()
+        self.positions = {
+            (label, place.start): percent
+            for place in places.itertuples()
+            for label, percent in differences_at(found, against, place.start, place.end).items()
+        }
 
     def of(self, label: str) -> tuple[list[float] | None, bool]:
         """The difference in percent with its interval, and whether it is found."""
@@ -103,6 +106,23 @@ class _Judged:
             return None, False
         row = self.overall.loc[label]
         return _rounded([row.percent, row.low, row.high]), bool(row.differs)
+
+
+def differences_at(found: Groups, against: str, start: int, end: int) -> dict[str, list[float]]:
+    """By how many percent each model's perplexity at positions [start, end) is above the baseline's, with its interval: as
+    `comparison.verdicts` has it for all positions, so that the intervals hold for all pairs of models together."""
+    labels, base = list(found), list(found).index(against)
+    seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
+    parts = [[r.heldout.positions(start, end) for r in group if r.config["seed"] in seeds] for group in found.values()]
+    losses_MSD = np.array([[part.losses.sum(axis=1) for part in of_model] for of_model in parts])
+    told = stats.contrasts(losses_MSD, parts[0][0].tokens.sum(axis=1))
+    reach = stats.quantile(told.freedom, len(labels) * (len(labels) - 1) // 2) * told.errors
+    found_at = {}
+    for i, label in enumerate(labels):
+        if i != base:
+            d, half = told.differences[i, base], reach[i, base]
+            found_at[label] = [100 * math.expm1(value) for value in (d, d - half, d + half)]
+    return found_at
 
 
 def _model(label: str, found: Groups, judged: _Judged) -> dict[str, Any]:

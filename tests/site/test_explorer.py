@@ -87,21 +87,22 @@ def test_every_place_has_its_interval(data):
 def test_one_range_of_all_positions_is_the_whole(found):
     groups = comparison.groups(found[:21])
     T = found[0].heldout.tokens.shape[1]
-    [*rows] = comparison.differences_by_position(groups, "NoPE", [(0, T)]).itertuples()
+    rows = explorer.differences_at(groups, "NoPE", 0, T)
     judged = comparison.verdicts(groups)
     judged = judged[judged.b == "NoPE"].set_index("a")
     assert len(rows) == len(groups) - 1
-    for row in rows:
-        expected = judged.loc[row.label]
-        np.testing.assert_allclose([row.percent, row.low, row.high], [expected.percent, expected.low, expected.high])
+    for label, percent in rows.items():
+        row = judged.loc[label]
+        np.testing.assert_allclose(percent, [row.percent, row.low, row.high])
 
 
 def test_one_range_of_some_positions_is_that_part_alone(found):
     a, b = found[3], found[0]  # NoPE and RoPE of one seed
-    [row] = comparison.differences_by_position({"a": [a], "b": [b]}, "b", [(0, 3)]).itertuples()
+    [(percent, low, high)] = explorer.differences_at({"a": [a], "b": [b]}, "b", 0, 3).values()
     part = (record.heldout.positions(0, 3) for record in (a, b))
     ratio = np.divide(*(metrics.perplexity(one).value for one in part))
-    assert row.percent == pytest.approx(100 * (ratio - 1))
+    assert percent == pytest.approx(100 * (ratio - 1))
+    assert low < percent < high
 
 
 def test_a_setting_is_found_again_when_others_are_added(data, found):
