@@ -6,6 +6,7 @@ PARAMS ?=
 NOTEBOOKS ?= $(filter-out notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
 PAGES = $(addprefix book/experiments/,$(notdir $(NOTEBOOKS)))
 ENCODINGS ?=
+LAB ?=
 BOOK := book/_build/html/index.html
 
 .DEFAULT_GOAL := help
@@ -76,7 +77,7 @@ pages: .venv/.ready  ## make the site's own pages and README's tables; RUNS=runs
 	$(BIN)/python -m pe_core.site.readme
 
 lab: .venv/.ready  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(LAB)
 
 bench: .venv/.dev  ## how fast is training, beside what else there is (BENCH=--short: two minutes)
 	$(BIN)/python benchmarks/throughput.py $(BENCH)

@@ -122,6 +122,19 @@ def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return chosen
 
 
+def marks(frame: pd.DataFrame) -> dict[str, str]:
+    """The mark of every label in a frame with `label` and `family`. With the dash that `styles` gives it, it tells apart 32
+    members of a family that all have the family's own colour."""
+    chosen: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for label, family in zip(frame.label, frame.family, strict=True):
+        if label not in chosen:
+            nth = used[family]
+            used[family] += 1
+            chosen[label] = MARKS[(nth + nth // len(_DASHES)) % len(MARKS)]  # no pair of mark and dash comes twice
+    return chosen
+
+
 def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
     """Training and held-out perplexity by epoch, one above the other; a ring marks the epoch whose weights are reported."""
     figure, axes = plt.subplots(2, 1, sharex=True, sharey=True, figsize=(WIDTH, 6.0))

@@ -3,7 +3,6 @@ pages read what is here; nothing is typed by hand and nothing has to be register
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from pe_core import comparison, encodings, metrics, paths, recipes, records, stats
+from pe_core import comparison, encodings, paths, recipes, records, stats
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -375,56 +374,9 @@ def heads(looked: Sequence[Record]) -> Figure | None:
     return diagnostics_report.heads_figure(diagnostics.heads(looked, found), figures.styles(records.frame(list(looked))), even)
 
 
-def explorer(found: Sequence[Record]) -> str:
-    """The results explorer's data and the place it is drawn in: `book/_static/explorer.js` does the rest, without a server."""
-    data = {"baseline": baseline(), "settings": [_setting(group) for group in comparison.settings(found)]}
-    text = script_json(records.without_nan(data))
-    table = "<p>The explorer needs JavaScript; every number it shows also stands in the tables of the experiments.</p>"
-    return f'<div id="explorer">{table}</div>\n<script type="application/json" id="explorer-data">{text}</script>'
-
-
 def script_json(data: Any) -> str:
     """JSON that a script element of a page may hold: nothing in it can end the script or begin a comment there."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
-
-
-def _setting(group: Sequence[Record]) -> dict[str, Any]:
-    found = comparison.groups(group)
-    frame = comparison.frame(found, baseline()) if baseline() in found else None
-    styles = figures.styles(records.frame(list(group)))
-    return {"name": named(group), "models": [_model(label, found, frame, styles) for label in found]}
-
-
-def _model(label: str, found: Groups, frame: pd.DataFrame | None, styles: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    group = found[label]
-    row = None if frame is None else frame[frame.label == label].iloc[0]
-    pooled = comparison.pooled(group)
-    history = records.history(group).groupby(["side", "epoch"]).loss.mean()
-    bytes_per_token = pooled.bytes.sum() / pooled.tokens.sum()
-    return {
-        "label": html.unescape(label),
-        "family": group[0].family,
-        "page": f"encodings/{group[0].config['encoding']}.html" if group[0].config["encoding"] in ENCODINGS else None,
-        "colour": styles[label]["color"],
-        "dash": styles[label]["linestyle"],
-        "seeds": len(group),
-        "bytes": float(bytes_per_token),
-        "perplexity": _rounded(metrics.perplexity(pooled)),
-        "percent": None if row is None or row.percent != row.percent else _rounded([row.percent, row.low, row.high]),
-        "differs": bool(row is not None and row.differs),
-        "positions": [
-            [int(at.start), int(at.end), *_rounded([at.perplexity, at.low, at.high])]
-            for at in metrics.position_curve(pooled, 12).itertuples()
-        ],
-        "epochs": [
-            [int(epoch), *_rounded([history["training"][epoch], history["held-out"][epoch]])]
-            for epoch in history["held-out"].index
-        ],
-    }
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.5g}") for value in values]

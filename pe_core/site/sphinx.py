@@ -17,6 +17,7 @@ from docutils import nodes
 from math_core import LatexToMathML
 
 import pe_core
+from pe_core.site import downloads, feed
 
 PREVIEW = "_static/preview.png"
 # Text is escaped where pages are made; should a name with markup get through all the same, its handlers do not run. The theme
@@ -28,8 +29,10 @@ def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx, where `pe_core.site.sphinx` is among the extensions of `_config.yml`."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("html-page-context", _preview)
+    app.connect("html-page-context", _feed)
     app.connect("html-page-context", _without_thebe, priority=900)
     app.connect("build-finished", _mended)
+    app.connect("build-finished", _published)
     app.connect("source-read", _library)
     app.connect("autodoc-skip-member", _skipped)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
@@ -81,6 +84,13 @@ def _preview(app: Any, page: str, template: str, context: dict[str, Any], doctre
     context["metatags"] = context.get("metatags", "") + "\n".join(tags)
 
 
+def _feed(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """What tells feed readers, on every page, where the feed of findings is."""
+    address, title = html.escape(context["pathto"](feed.FILE, 1)), html.escape(f"{app.config.html_title}: findings")
+    link = f'<link rel="alternate" type="application/atom+xml" title="{title}" href="{address}" />'
+    context["metatags"] = context.get("metatags", "") + "\n" + link
+
+
 def _without_thebe(app: Any, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
     """jupyter-book loads its live code cells' script on every page, twice, which is an error, and from elsewhere."""
     scripts = context.get("script_files", [])
@@ -108,13 +118,27 @@ def _mended(app: Any, error: Exception | None) -> None:
             page.write_text(made)
     for script in out.glob("_static/scripts/fontawesome.js*"):
         script.unlink()
-    for notebook in out.glob("_sources/encodings/*.ipynb"):
+    for notebook in out.glob("_sources/**/*.ipynb"):
         _without_pictures(notebook)
+    for unused in (file for pattern in _UNUSED for file in out.glob(pattern)):
+        unused.unlink()
+
+
+# What no page asks for: maps for those who debug the theme, and fonts in a format that browsers before 2016 needed.
+_UNUSED = ("_static/**/*.map", "_static/vendor/fontawesome/webfonts/*.ttf")
+
+
+def _published(app: Any, error: Exception | None) -> None:
+    """What is made of the repository's own files and is no page: the feed of findings, records for download."""
+    if error or app.builder.format != "html":
+        return
+    feed.write(Path(app.outdir) / feed.FILE, app.config.html_title, app.config.html_baseurl)
+    downloads.pack(Path(app.outdir) / downloads.FOLDER)
 
 
 def _without_pictures(notebook: Path) -> None:
     """A notebook that a page offers for download, without drawings: they stand among the site's images, and running it draws
-    them again. One template makes fifty pages, whose drawings were a sixth of the site."""
+    them again. Drawings were a fourth of the site."""
     content = json.loads(notebook.read_text())
     for cell in content["cells"]:
         for output in cell.get("outputs", []):

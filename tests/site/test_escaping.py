@@ -11,7 +11,7 @@ from pe_core import comparison, records
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError
 from pe_core.report import claims, notebook, tables
-from pe_core.site import index
+from pe_core.site import explorer, index
 
 HOSTILE = '<img src=x onerror="alert(1)"> <!-- <script>alert(2)</script> & \u2028'
 
@@ -59,9 +59,10 @@ def test_no_sentence_obeys_a_name(group, monkeypatch):
 
 def test_the_explorers_data_cannot_leave_its_script(group, monkeypatch):
     monkeypatch.setattr(index, "baseline", lambda: HOSTILE)
-    monkeypatch.setattr(index.comparison, "settings", lambda found: [list(found)])
-    monkeypatch.setattr(index, "_setting", lambda group: {"name": HOSTILE, "models": [{"label": one.label} for one in group]})
-    page = index.explorer(group)
+    monkeypatch.setattr(explorer.comparison, "settings", lambda found: [list(found)])
+    shown = {"name": HOSTILE, "models": [{"label": one.label} for one in group]}
+    monkeypatch.setattr(explorer, "_setting", lambda group, against: shown)
+    page = explorer.place(group)
     [data] = re.findall(r'<script type="application/json" id="explorer-data">(.*)</script>$', page, re.DOTALL)
     assert not re.search("[<>&\u2028\u2029]", data)
     assert json.loads(data)["settings"][0]["models"][0]["label"] == HOSTILE

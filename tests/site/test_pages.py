@@ -22,7 +22,7 @@ from pybtex.database import parse_file
 from pe_core import ENCODINGS, comparison, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
-from pe_core.site import encoding_page, index, pages, publish, sphinx
+from pe_core.site import encoding_page, explorer, index, pages, publish, sphinx
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,7 +197,7 @@ def test_an_encodings_results_are_all_its_runs(found):
 
 
 def test_the_explorer_holds_every_model(found):
-    text = index.explorer(found)
+    text = explorer.place(found)
     assert "NaN" not in text
     for record in found:
         assert f'"label":"{record.label}"' in text
