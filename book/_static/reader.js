@@ -265,11 +265,12 @@
       this.shade(this.look, tokenizer, ids, shares, (n) => `${percent(shares[n])} of attention`, "0, 114, 178");
     }
 
-    // Tokens on a ground as strong as their values; the numbers are in each one's title.
+    // Tokens on a ground as strong as their values, at most half the colour: text stays legible in both schemes. The numbers
+    // are in each one's title.
     shade(place, tokenizer, ids, values, told, colour) {
       place.replaceChildren(...ids.map((id, n) => {
         const token = element("span", { title: told(n) }, tokenizer.decode([id]));
-        token.style.backgroundColor = `rgba(${colour}, ${Math.max(0, Math.min(1, values[n])).toFixed(3)})`;
+        token.style.backgroundColor = `rgba(${colour}, ${(0.5 * Math.max(0, Math.min(1, values[n]))).toFixed(3)})`;
         return token;
       }));
       place.setAttribute("aria-label", ids.map((id, n) => `${tokenizer.decode([id]).trim()}: ${told(n)}`).join("; "));
