@@ -68,9 +68,9 @@ experiments: .venv/.ready  ## run every notebook into the book, as published (or
 	@if [ -d runs/throughput ] && [ -n "$(filter %/speed.ipynb,$(NOTEBOOKS))" ]; then cp runs/throughput/*.json book/records/throughput/; fi
 	@$(MAKE) --no-print-directory pages
 
-site-check: .venv/.dev  ## open every page of the site in headless Chromium (the system's own)
+site-check: .venv/.dev book  ## open every page of the site in headless Chromium (the system's own)
 	@$(INSTALL) '.[dev,site]'
-	$(BIN)/pytest -m slow tests/site/test_site.py
+	PE_SITE=$(dir $(BOOK)) $(BIN)/pytest -m slow -n auto tests/site/test_site.py
 
 pages: .venv/.ready  ## make the site's own pages and README's tables; RUNS=runs shows your own runs too
 	$(BIN)/python -m pe_core.site.pages $(ENCODINGS) $(if $(RUNS),--runs $(RUNS))

@@ -227,11 +227,11 @@
       this.heat = element("div", { class: "reader-text" });
       this.look = element("div", { class: "reader-text" });
       this.more = element("p", { class: "reader-more" });
-      this.goes = element("div", { hidden: "" }, element("h3", {}, "Goes on"), this.more);
+      this.goes = element("div", { hidden: "" }, element("h2", {}, "Goes on"), this.more);
       this.element = element("div", { class: "playground-panel" },
         element("div", { class: "playground-controls" }, element("label", { for: id }, "model", this.select)), this.note,
-        element("h3", {}, "Next token"), this.bars, element("h3", {}, "How unexpected each token was"), this.heat,
-        element("h3", {}, "Where the chosen head looks from the last token"), this.look, this.goes);
+        element("h2", {}, "Next token"), this.bars, element("h2", {}, "How unexpected each token was"), this.heat,
+        element("h2", {}, "Where the chosen head looks from the last token"), this.look, this.goes);
     }
 
     async read(tokenizer, ids, positions) {

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chro
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built by the README's command with warnings as errors."""
+    """The site, built by the README's command with warnings as errors; or as it stands in the folder `PE_SITE`."""
+    if built := os.environ.get("PE_SITE"):
+        return ROOT / built
     folder = tmp_path_factory.mktemp("site")
     builder = str(Path(sys.executable).parent / "jupyter-book")
     command = [builder, "build", "book/", "-W", "-n", "--keep-going", "--path-output", str(folder)]
