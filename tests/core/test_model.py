@@ -345,7 +345,7 @@ def test_right_padding_changes_nothing(encoding, tiny, ids):
     mask = padded_batch(ids)[1].flip(1)
     logits = model(ids, attention_mask=mask).logits
     assert logits.isfinite().all()
-    close(logits[mask.bool()], model(ids).logits[mask.bool()])
+    close(logits[mask.bool()], model(ids).logits[mask.bool()], atol=tolerance(encoding) / 10)
 
 
 def test_left_padded_generation_equals_row_by_row(encoding, tiny, ids):
@@ -378,7 +378,7 @@ def test_given_positions_are_those_of_queries_and_keys(encoding, tiny, ids, atte
     logits = model(ids, attention_mask=mask, position_ids=3 * (mask.cumsum(-1) - 1).clamp(min=0)).logits
     for row, length in enumerate(lengths):
         alone = model(ids[row : row + 1, -length:], position_ids=3 * torch.arange(length)[None]).logits
-        close(logits[row, -length:], alone[0])
+        close(logits[row, -length:], alone[0], atol=tolerance(encoding) / 10)
 
 
 @pytest.mark.parametrize("padded", [False, True])
