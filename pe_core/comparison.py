@@ -18,6 +18,7 @@ from pe_core.records import RECORD, Record, load
 from pe_core.stats import Estimate, Paired
 
 Groups = dict[str, list[Record]]
+Part = slice | tuple[slice, ...]  # of held-out losses by document and position; () is all
 
 
 def groups(records: Sequence[Record]) -> Groups:
@@ -185,14 +186,14 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
 _JUDGED = ["a", "percent", "low", "high", "p", "p_holm", "detectable", "verdict"]
 
 
-def verdicts(found: Groups, rows: slice | None = None, since: Groups | None = None) -> pd.DataFrame:
+def verdicts(found: Groups, part: Part = (), since: Groups | None = None) -> pd.DataFrame:
     """Every pair of models, judged together: what any page says of two of them, it reads here.
 
     Seed variance is pooled over the models and documents are resampled (`stats.contrasts`); p-values are corrected for all
     pairs (Holm), and so are the intervals (Bonferroni), so that the best model may be picked after looking.
 
     Args:
-        rows: of the runs' held-out losses, those of the documents to judge by: one source of a mixture, say (`sources`).
+        part: of the runs' held-out losses, by document and position, those to judge by: a source of a mixture, say (`sources`).
         since: the same models after less training. What is judged then is by how much each difference has changed since.
 
     Returns:
@@ -203,7 +204,7 @@ def verdicts(found: Groups, rows: slice | None = None, since: Groups | None = No
     Raises:
         RecordError: fewer than two models, no common seed, or different held-out text.
     """
-    labels, losses_MSD, tokens_D = _stack(found, rows) if since is None else _changes(found, since, rows)
+    labels, losses_MSD, tokens_D = _stack(found, part) if since is None else _changes(found, since, part)
     M = len(labels)
     told = stats.contrasts(losses_MSD, tokens_D)
     above = np.triu_indices(M, 1)
@@ -234,7 +235,7 @@ def best(found: Groups, judged: pd.DataFrame) -> list[str]:
     return [first, *sorted(alike, key=lambda label: losses[label])]
 
 
-def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
+def _stack(found: Groups, part: Part = ()) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
     """Labels, summed losses by model, common seed and document, and tokens by document."""
     if len(found) < 2:
         raise RecordError(f"{len(found)} model(s): two are needed for a comparison")
@@ -244,12 +245,11 @@ def _stack(found: Groups, rows: slice | None = None) -> tuple[list[str], stats.F
     chosen = [[record for record in group if record.config["seed"] in seeds] for group in found.values()]
     if len({record.data["fingerprint"] for group in chosen for record in group}) > 1:
         raise RecordError(f"{', '.join(found)}: measured on different text")
-    rows = rows or slice(None)
-    losses = np.array([[record.heldout.losses.sum(axis=1)[rows] for record in group] for group in chosen])
-    return list(found), losses, chosen[0][0].heldout.tokens.sum(axis=1)[rows]
+    losses = np.array([[record.heldout.losses[part].sum(axis=1) for record in group] for group in chosen])
+    return list(found), losses, chosen[0][0].heldout.tokens[part].sum(axis=1)
 
 
-def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
+def _changes(found: Groups, since: Groups, part: Part) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
     """`_stack` of what the losses of the common models and seeds have risen by since."""
     _need_same_models(found, since)
     seeds = {record.config["seed"] for groups in (found, since) for group in groups.values() for record in group}
@@ -259,8 +259,8 @@ def _changes(found: Groups, since: Groups, rows: slice | None) -> tuple[list[str
         {label: [record for record in groups[label] if record.config["seed"] in seeds] for label in found if label in since}
         for groups in (found, since)
     )
-    labels, losses_MSD, tokens_D = _stack(now, rows)
-    _, before_MSD, before_D = _stack(then, rows)
+    labels, losses_MSD, tokens_D = _stack(now, part)
+    _, before_MSD, before_D = _stack(then, part)
     if not np.array_equal(tokens_D, before_D):
         raise RecordError(f"{', '.join(labels)}: measured on different text than before")
     return labels, losses_MSD - before_MSD, tokens_D
@@ -285,7 +285,7 @@ def sources(record: Record) -> dict[str, slice]:
     return {name: slice(start, end) for name, start, end in zip(record.data.get("sources", {}), [0, *ends], ends, strict=False)}
 
 
-def rank_correlation(a: Groups, b: Groups, rows_a: slice | None = None, rows_b: slice | None = None) -> Estimate:
+def rank_correlation(a: Groups, b: Groups, rows_a: Part = (), rows_b: Part = ()) -> Estimate:
     """Spearman's correlation between two rankings of the same models (two budgets, two kinds of text), with its 95 % interval.
 
     The interval is over seeds and documents: models' means are drawn anew, from resamples of the documents and normal noise of
@@ -299,9 +299,9 @@ def rank_correlation(a: Groups, b: Groups, rows_a: slice | None = None, rows_b: 
     return Estimate(float(stats.spearman(means_a, means_b)), float(low), float(high))
 
 
-def _draw_means(found: Groups, rows: slice | None) -> tuple[stats.Floats, stats.Floats]:
+def _draw_means(found: Groups, part: Part) -> tuple[stats.Floats, stats.Floats]:
     """Each model's mean loss (M,), and as it might have come out with other seeds and documents (M, RESAMPLES)."""
-    _, losses_MSD, tokens_D = _stack(found, rows)
+    _, losses_MSD, tokens_D = _stack(found, part)
     over_documents = stats.resampled_means(losses_MSD.mean(axis=1), tokens_D)
     noise = np.random.default_rng(len(found)).standard_normal(over_documents.shape) * stats.seed_error(losses_MSD, tokens_D)
     return losses_MSD.sum(axis=2).mean(axis=1) / tokens_D.sum(), over_documents + noise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,30 +109,24 @@ def _panel(ax: Axes) -> str:
 def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash, and by shade
     where a family (or a `panel`, where the frame has that) has more members than there are dashes."""
-    chosen: dict[str, dict[str, Any]] = {}
-    used: Counter[str] = Counter()
-    beside = frame.get("panel", frame.family)  # those who have to be told apart
-    for label, family, panel in zip(frame.label, frame.family, beside, strict=True):
-        if label in chosen:
-            continue
-        nth = used[panel]
-        used[panel] += 1
-        shade = _mixed(family_colour(family), "#888888", min(0.3 * (nth // len(_DASHES)), 0.9))
-        chosen[label] = {"color": shade, "linestyle": _DASHES[nth % len(_DASHES)]}
+    chosen = {}
+    for row, nth in _members(frame, "panel" if "panel" in frame else "family"):
+        shade = _mixed(family_colour(row.family), "#888888", min(0.3 * (nth // len(_DASHES)), 0.9))
+        chosen[row.label] = {"color": shade, "linestyle": _DASHES[nth % len(_DASHES)]}
     return chosen
 
 
 def marks(frame: pd.DataFrame) -> dict[str, str]:
     """The mark of every label in a frame with `label` and `family`. With the dash that `styles` gives it, it tells apart 32
     members of a family that all have the family's own colour."""
-    chosen: dict[str, str] = {}
-    used: Counter[str] = Counter()
-    for label, family in zip(frame.label, frame.family, strict=True):
-        if label not in chosen:
-            nth = used[family]
-            used[family] += 1
-            chosen[label] = MARKS[(nth + nth // len(_DASHES)) % len(MARKS)]  # no pair of mark and dash comes twice
-    return chosen
+    # No pair of mark and dash comes twice.
+    return {row.label: MARKS[(nth + nth // len(_DASHES)) % len(MARKS)] for row, nth in _members(frame, "family")}
+
+
+def _members(frame: pd.DataFrame, beside: str) -> Iterator[tuple[Any, int]]:
+    """Each label's first row, and its number among the labels with the same value of column `beside`."""
+    first = frame.drop_duplicates("label")
+    return zip(first.itertuples(), first.groupby(beside, observed=True, dropna=False).cumcount(), strict=True)
 
 
 def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:

@@ -8,9 +8,9 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pe_core import comparison, metrics, records, stats
@@ -93,12 +93,7 @@ class _Judged:
         self.baseline = found.get(against, [])
         compared = bool(self.baseline) and len(found) > 1
         self.overall = comparison.frame(found, against).set_index("label") if compared else pd.DataFrame()
-        places = metrics.position_curve(self.baseline[0].heldout, POINTS) if compared else pd.DataFrame()
-        self.positions = {
-            (label, place.start): percent
-            for place in places.itertuples()
-            for label, percent in differences_at(found, against, place.start, place.end).items()
-        }
+        self._at = cache(partial(differences_at, found, against) if compared else lambda start, end: {})
 
     def of(self, label: str) -> tuple[list[float] | None, bool]:
         """The difference in percent with its interval, and whether it is found."""
@@ -107,22 +102,16 @@ class _Judged:
         row = self.overall.loc[label]
         return _rounded([row.percent, row.low, row.high]), bool(row.differs)
 
+    def at(self, label: str, start: int, end: int) -> list[float]:
+        """`differences_at` positions [start, end), of one model; empty of the baseline itself and where there is none."""
+        return self._at(start, end).get(label, [])
+
 
 def differences_at(found: Groups, against: str, start: int, end: int) -> dict[str, list[float]]:
-    """By how many percent each model's perplexity at positions [start, end) is above the baseline's, with its interval: as
-    `comparison.verdicts` has it for all positions, so that the intervals hold for all pairs of models together."""
-    labels, base = list(found), list(found).index(against)
-    seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
-    parts = [[r.heldout.positions(start, end) for r in group if r.config["seed"] in seeds] for group in found.values()]
-    losses_MSD = np.array([[part.losses.sum(axis=1) for part in of_model] for of_model in parts])
-    told = stats.contrasts(losses_MSD, parts[0][0].tokens.sum(axis=1))
-    reach = stats.quantile(told.freedom, len(labels) * (len(labels) - 1) // 2) * told.errors
-    found_at = {}
-    for i, label in enumerate(labels):
-        if i != base:
-            d, half = told.differences[i, base], reach[i, base]
-            found_at[label] = [100 * math.expm1(value) for value in (d, d - half, d + half)]
-    return found_at
+    """By how many percent each model's perplexity at positions [start, end) is above the baseline's, with its interval, as
+    `comparison.verdicts` has it: the intervals hold for all pairs of models together."""
+    judged = comparison.verdicts(found, (slice(None), slice(start, end)))
+    return {row.a: [row.percent, row.low, row.high] for row in judged[judged.b == against].itertuples()}
 
 
 def _model(label: str, found: Groups, judged: _Judged) -> dict[str, Any]:
@@ -149,7 +138,7 @@ def _positions(label: str, pooled: HeldOut, judged: _Judged) -> list[list[Any]]:
     rows = []
     for at in metrics.position_curve(pooled, POINTS).itertuples():
         part = pooled.positions(at.start, at.end)
-        percent = _rounded(judged.positions.get((label, at.start), []))
+        percent = _rounded(judged.at(label, at.start, at.end))
         size = _rounded([part.bytes.sum() / part.tokens.sum()])
         rows.append([int(at.start), int(at.end), *size, *_rounded([at.perplexity, at.low, at.high]), *percent])
     return rows

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 import uuid
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
+
+from markdown_it import MarkdownIt
 
 from pe_core import paths
 
@@ -15,6 +16,7 @@ LOG = paths.ROOT / "LOG.md"
 FILE = "feed.xml"  # of the built site
 PAGE = "log.html"  # the page that shows the log
 _TITLE = 120  # characters, at most about
+_MARKDOWN = MarkdownIt("commonmark", {"html": False})
 
 
 class Finding(NamedTuple):
@@ -98,15 +100,13 @@ def _moment(date: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text).replace("**", "").replace("`", "").replace("*", "")
+    return _unlinked(text).replace("**", "").replace("`", "").replace("*", "")
 
 
 def _html(text: str) -> str:
-    """Markdown's bold, emphasis, code and links (of which the words stay) as HTML; all else as text."""
-    shown = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", html.escape(text, quote=False))
-    parts = re.split(r"(`[^`]+`)", shown)
-    return "".join(f"<code>{part[1:-1]}</code>" if part.startswith("`") else _marked(part) for part in parts)
+    return str(_MARKDOWN.renderInline(_unlinked(text)))
 
 
-def _marked(text: str) -> str:
-    return re.sub(r"\*([^*]+)\*", r"<em>\1</em>", re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text))
+def _unlinked(text: str) -> str:
+    """Of links the words: their addresses are those of the repository."""
+    return re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text)

@@ -20,6 +20,8 @@ import pe_core
 from pe_core.site import downloads, feed
 
 PREVIEW = "_static/preview.png"
+# What no page asks for: maps for those who debug the theme, and fonts in a format that browsers before 2016 needed.
+_UNUSED = ("_static/**/*.map", "_static/vendor/fontawesome/webfonts/*.ttf")
 # Text is escaped where pages are made; should a name with markup get through all the same, its handlers do not run. The theme
 # has scripts of its own in every page, so those cannot be refused; `'self'` would refuse a site opened from a folder.
 POLICY = "script-src-attr 'none'; object-src 'none'; base-uri 'none'; form-action 'self' file:"
@@ -122,10 +124,6 @@ def _mended(app: Any, error: Exception | None) -> None:
         _without_pictures(notebook)
     for unused in (file for pattern in _UNUSED for file in out.glob(pattern)):
         unused.unlink()
-
-
-# What no page asks for: maps for those who debug the theme, and fonts in a format that browsers before 2016 needed.
-_UNUSED = ("_static/**/*.map", "_static/vendor/fontawesome/webfonts/*.ttf")
 
 
 def _published(app: Any, error: Exception | None) -> None:

@@ -97,6 +97,22 @@ def test_gradients_are_finite_and_reach_one_layer(name, options):
         assert not parameter.grad[0].any(), own  # the other layer's
 
 
+@pytest.mark.slow
+@forms
+def test_compiled_gradients(name, options):
+    if not list(build(name, **options).parameters()):
+        pytest.skip("nothing is learned")
+    hooks, given, mixed = build(name, **options), inputs(2, 40), randn(40, 40)
+
+    def loss():
+        return (weights(hooks, *given)[0] * mixed).sum()
+
+    parameters = list(hooks.parameters())
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, dynamic=False)(), parameters)
+    for a, e in zip(actual, torch.autograd.grad(loss(), parameters), strict=True):
+        torch.testing.assert_close(a, e, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("name", "options"), KEEPERS, ids=str)
 def test_padding_keeps_zeros(tiny, ids, name, options):
     """And zeros mean that nothing is there: rows are what they are alone."""
