@@ -248,7 +248,7 @@ def _estimate(parsed: argparse.Namespace) -> Any:
     from pe_core.launch import estimate
 
     _at_least_one(workers=parsed.workers, trials=parsed.trials)
-    chosen, book = _experiments(parsed), paths.ROOT / "book" / "records"
+    chosen, book = _experiments(parsed), paths.PUBLISHED
     published = records.load_all(book) if book.exists() else []  # a wheel has no book
     cost = estimate.sweep(chosen, records.load_all(parsed.runs), parsed.trials or len(chosen), parsed.workers, published)
     return cost if parsed.json else estimate.sentence(cost)

@@ -10,6 +10,7 @@ from pe_core.errors import ConfigError, RecordError
 
 _LONGEST_NAME = 255  # bytes, on usual file systems
 ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ROOT / "book" / "records"  # of the site, a folder a study
 
 
 def runs(folder: str | Path | None = None, reading: bool = False) -> Path:

@@ -21,6 +21,7 @@ def sweep(
     fresh: bool = False,
     workers: int | None = None,
     address: str | None = None,
+    published: Iterable[Record] = (),
 ) -> list[Record]:
     """`run` every experiment; the records come in the order given.
 
@@ -31,6 +32,7 @@ def sweep(
         workers: runs at a time; `None` is one a core on a CPU, and one on a GPU.
         address: of a Ray cluster that trains them, one a GPU or a core of all its machines: `auto`, `ray://host:10001`, or
             `local`. `runs` is then a folder all of them see, or a URL such as `s3://bucket/runs` (see `launch.ray`).
+        published: finished runs whose weights are elsewhere. Those asked for are taken instead of trained (not on a cluster).
 
     Raises:
         LabError: settings or data are bad, or at the end, where some runs failed: what was trained is kept.
@@ -45,7 +47,7 @@ def sweep(
         return ray.sweep(list(experiments), address, runs, fresh)
     chosen = [experiment.resolved() for experiment in experiments]
     runs = paths.runs(runs)
-    names, waiting = [], {}
+    names, waiting, taken = [], {}, {record.run: record for record in published}
     made: dict[tuple[Any, ...], Data] = {}  # a sweep of a hundred runs has a few kinds of data
     for experiment in chosen:
         key = tuple(getattr(experiment, name) for name in data.SETTINGS)
@@ -53,7 +55,7 @@ def sweep(
             made[key] = data.prepare(experiment, runs / ".cache")
         prepared = made[key]
         names.append(name := run_id(experiment, prepared))
-        if fresh or not records.finished(runs / name):
+        if name not in taken and (fresh or not records.finished(runs / name)):
             start_record(experiment, prepared, runs)
             waiting[name] = experiment
     on_cpu = all(experiment.device == "cpu" for experiment in chosen)
@@ -63,13 +65,13 @@ def sweep(
     labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
         processes.map_processes(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
-        return [records.load(runs / name) for name in names]
+        return [taken.get(name) or records.load(runs / name) for name in names]
     found: dict[str, Record] = {}
     failures: dict[str, Exception] = {}
     for name, experiment in zip(names, chosen, strict=True):
         if name not in waiting:
             progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
-            found[name] = records.load(runs / name)
+            found[name] = taken.get(name) or records.load(runs / name)
             continue
         try:
             found[name] = run(experiment, runs, fresh and name not in found)

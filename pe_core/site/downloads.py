@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pe_core import paths
 
-RECORDS = paths.ROOT / "book" / "records"
+RECORDS = paths.PUBLISHED
 FOLDER = "records"  # of the built site
 # Losses by document (`*.npz`) are nine times as large as all these; they stay in the repository.
 _PACKED = ("*.jsonl", "*.json", "*/*.json")

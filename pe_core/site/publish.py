@@ -90,16 +90,21 @@ def _images(cell: Any, suffix: str) -> list[bytes]:
 def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
     """Publish what is small of every finished run whose id a notebook's outputs show, one folder a notebook: all records, all
     held-out losses (`records.publish`), and what weights were found to do (`diagnostics`, `tasks`, `extrapolation`) in a folder
-    of the run's name. The weights stay."""
+    of the run's name. The weights stay. A run that is published there already, and not in `runs`, stays as it is."""
     trained = {file.parent.name: file.parent for file in sorted(runs.glob(f"*/{run_records.RECORD}"))}
     for notebook in notebooks:
         shown = set(re.findall(r"[\w-]+-[0-9a-f]{10}(?![\w-])", _texts(notebook)))
-        chosen = [run_records.load(folder) for run, folder in trained.items() if run in shown]
         study = target / notebook.stem
-        shutil.rmtree(study, ignore_errors=True)
-        if chosen:
+        new = [run_records.load(folder) for run, folder in trained.items() if run in shown]
+        old = [record for record in run_records.load_study(study) if record.run in shown - trained.keys()]
+        for folder in study.glob("*-*/"):
+            if folder.name not in {record.run for record in old}:
+                shutil.rmtree(folder)
+        if chosen := [*old, *new]:
             run_records.publish(chosen, study)
-        for record in chosen:
+        else:
+            shutil.rmtree(study, ignore_errors=True)
+        for record in new:
             for file in _found(record.folder):
                 (study / record.run).mkdir(exist_ok=True)
                 shutil.copyfile(file, study / record.run / file.name)

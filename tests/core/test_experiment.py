@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import interrupted_at, small
+from helpers import interrupted_at, publish_records, small
 
 from pe_core import data, metrics, paths, records, runner, sweeper, trainer
 from pe_core.errors import RecordError, TrainingError
@@ -49,6 +49,33 @@ def test_early_stopping_counts_epochs_without_improvement(library, tmp_path):
     history = runner.run(small(library, epochs=30, lr=0.02, patience=2), tmp_path).history
     assert [row["improved"] for row in history[-3:]] == [True, False, False]
     assert len(history) < 30
+
+
+def test_a_sweep_takes_published_runs_and_trains_the_others(library, tmp_path, monkeypatch):
+    experiments = [small(library, seed=seed) for seed in (1, 2)]
+    first = runner.run(experiments[0], tmp_path / "elsewhere")
+    publish_records([first], tmp_path)
+    study = tmp_path / "book" / "page"
+    there = records.load_study(study)
+    monkeypatch.setenv("PE_RUNS", str(tmp_path / "runs"))
+    taken, trained = sweeper.sweep(experiments, published=there)
+    assert taken.folder == study / first.run, "taken from the study, not trained"
+    assert trained.folder == tmp_path / "runs" / trained.run
+    assert not (tmp_path / "runs" / first.run).exists()
+    # A page that shows both: what was published stays, to the bit, though its weights are gone; what is new joins it.
+    losses = taken.heldout.losses.copy()
+    shutil.rmtree(tmp_path / "elsewhere")
+    (study / first.run).mkdir()
+    (study / first.run / "diagnosis-1-256.npz").write_bytes(b"measured once")
+    publish_records([trained, taken], tmp_path)
+    both = {record.run: record for record in records.load_study(study)}
+    assert set(both) == {first.run, trained.run}
+    assert both[first.run].same_result(first)
+    assert np.array_equal(both[first.run].heldout.losses, losses)
+    assert (study / first.run / "diagnosis-1-256.npz").exists()
+    publish_records([trained], tmp_path)
+    assert [record.run for record in records.load_study(study)] == [trained.run]
+    assert not (study / first.run).exists()
 
 
 def test_weights_not_restored_would_be_an_error(library, tmp_path, monkeypatch):

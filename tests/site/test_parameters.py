@@ -105,6 +105,7 @@ GOOD = {
     "models": ("", " ", []),
     "note_rate": (0.5,),
     "patience": (10**30,),
+    "published": (True,),
     "rates": (0.5, *_NUMBERS),
     "record_file": (None,),
     "run_ids": ("", " ", []),

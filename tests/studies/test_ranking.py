@@ -73,6 +73,21 @@ def test_each_model_takes_the_rate_with_its_lowest_validation_loss(trained):
 def test_a_best_rate_at_the_end_of_the_grid_is_marked(trained):
     two = [record for record in measure.searched(trained) if record.config["lr"] != 0.001]
     assert measure.rates(two).at_end.all()
+    further = measure.beyond(two)
+    assert [(e.lr, e.samples, e.seed) for e in further] == [(0.001, 100, 42)] * len(MODELS)
+    assert len({e.encoding for e in further} | {"rope"}) >= 4
+    up = [record for record in measure.searched(trained) if record.config["lr"] != 0.004]
+    assert {e.lr for e in measure.beyond(up)} == {0.004}
+    assert not measure.beyond(measure.searched(trained))
+
+
+def test_a_rate_that_one_model_was_tried_at_leaves_gaps_for_the_others(trained):
+    some = [r for r in measure.searched(trained) if r.config["lr"] != 0.004 or r.label == "NoPE"]
+    chosen = measure.rates(some)
+    assert dict(zip(chosen.label, chosen.at_end, strict=True)) == {label: label != "NoPE" for label in MODELS}
+    shown = report.rates(chosen).to_html()
+    assert shown.count("—") == len(MODELS) - 1
+    assert "nan" not in shown
 
 
 def test_runs_at_other_rates_are_left_out(budgets):

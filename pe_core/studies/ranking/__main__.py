@@ -8,10 +8,8 @@ from pathlib import Path
 from pe_core import encodings, paths, records
 from pe_core.studies.ranking import measure, report
 
-FOLDER = paths.ROOT / "book" / "records"
 
-
-def derived(folder: Path = FOLDER) -> str:
+def derived(folder: Path = paths.PUBLISHED) -> str:
     """Who leads, who differs from RoPE on all dimensions, and what changed with training, from the records alone."""
     trained = records.load_study(folder / "ranking")
     chosen = measure.rates(measure.searched(trained))
@@ -21,4 +19,4 @@ def derived(folder: Path = FOLDER) -> str:
 
 
 if __name__ == "__main__":
-    print(derived(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER).replace("**", ""))
+    print(derived(Path(sys.argv[1]) if len(sys.argv) > 1 else paths.PUBLISHED).replace("**", ""))

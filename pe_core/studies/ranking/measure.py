@@ -32,8 +32,8 @@ def rates(searched: Sequence[Record]) -> pd.DataFrame:
     """What a grid found: one row a model, its validation loss at each rate, and the rate with the lowest.
 
     Returns:
-        columns label, family, one for each rate, lr, and at_end (whether the best rate is the grid's lowest or highest, so
-        that a wider grid might find a better one).
+        columns label, family, one for each rate (NaN where a model was not tried), lr, and at_end (whether the best rate is
+        the lowest or highest that this model was tried at, so that another might be better).
     """
     tried = sorted({record.config["lr"] for record in searched})
     rows: dict[str, dict[Any, Any]] = {}
@@ -41,9 +41,22 @@ def rates(searched: Sequence[Record]) -> pd.DataFrame:
         row = rows.setdefault(record.label, {"label": record.label, "family": record.family})
         row[record.config["lr"]] = min(epoch["val_loss"] for epoch in record.history)
     for row in rows.values():
-        row["lr"] = min((rate for rate in tried if rate in row), key=lambda rate: row[rate])
-        row["at_end"] = row["lr"] in (tried[0], tried[-1])
-    return pd.DataFrame(list(rows.values()))
+        own = [rate for rate in tried if rate in row]
+        row["lr"] = min(own, key=lambda rate: row[rate])
+        row["at_end"] = row["lr"] in (own[0], own[-1])
+    return pd.DataFrame(list(rows.values()), columns=["label", "family", *tried, "lr", "at_end"])
+
+
+def beyond(searched: Sequence[Record]) -> list[Experiment]:
+    """For each model whose best rate is an end of those tried, one more run: at twice the highest, or half the lowest."""
+    found = rates(searched)
+    of = dict(zip(found.label, found.lr, strict=True))
+    asked = []
+    for label in found.label[found.at_end]:
+        own = {record.config["lr"]: record for record in searched if record.label == label}
+        at = of[label] * (2 if of[label] == max(own) else 0.5)
+        asked.append(own[of[label]].experiment.model_copy(update={"lr": at}))
+    return asked
 
 
 def at_chosen_rates(

@@ -231,10 +231,11 @@ def _cell(row: Any) -> str:
 
 
 def rates(chosen: pd.DataFrame) -> Styler:
-    """Validation loss of every model at every learning rate of the grid; the rate chosen."""
+    """Validation loss of every model at every learning rate it was tried at; the rate chosen."""
     tried = [column for column in chosen.columns if isinstance(column, float)]
-    shown = pd.DataFrame({"model": chosen.label, **{f"{rate:g}": chosen[rate].map("{:.3f}".format) for rate in tried}})
-    shown["chosen"] = [f"{row.lr:g}{' (at the end of the grid)' if row.at_end else ''}" for row in chosen.itertuples()]
+    losses = chosen[tried].rename(columns="{:g}".format).map(lambda loss: "—" if np.isnan(loss) else f"{loss:.3f}")
+    shown = pd.concat([chosen.label.rename("model"), losses], axis=1)
+    shown["chosen"] = [f"{row.lr:g}{' (the last tried)' if row.at_end else ''}" for row in chosen.itertuples()]
     return tables.styled(shown).hide()
 
 

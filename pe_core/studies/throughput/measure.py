@@ -30,9 +30,7 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
     """
     if path:
         return [_load(Path(path))]
-    found = {
-        file.name: file for root in (paths.ROOT / "book" / "records", paths.runs()) for file in (root / FOLDER).glob("*.json")
-    }
+    found = {file.name: file for root in (paths.PUBLISHED, paths.runs()) for file in (root / FOLDER).glob("*.json")}
     if not found:
         raise RecordError("no throughput record; `make bench` makes one")
     return [_load(file) for file in sorted(found.values(), key=lambda file: (paths.runs() not in file.parents, file.name))]
