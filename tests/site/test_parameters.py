@@ -41,7 +41,7 @@ def defaults(path):
     return notebook._assigned(cells(path)[0])
 
 
-def train(experiments, runs=None, fresh=False):
+def train(experiments, runs=None, fresh=False, published=()):
     """What `sweep` checks before it reads any data."""
     seen = set()
     for experiment in experiments:

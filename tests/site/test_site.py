@@ -128,8 +128,10 @@ def test_internal_links_lead_somewhere(site, address, browser):
 
 def test_axe_finds_nothing_serious(site, address, window):
     page, _ = window
-    found = []
-    for file in pages(site):
+    found, everywhere = [], pages(site)
+    alike = [file for file in everywhere if file.parent.name == "encodings"]  # one notebook made them all
+    narrow = page.viewport_size["width"] == WIDTHS[0]
+    for file in (file for file in everywhere if not narrow or file not in alike[2:]):
         page.goto(f"{address}/{file.relative_to(site)}")
         # What the book writes; the theme's own bars are the theme's.
         part = "article" if page.locator("article").count() else "main"
