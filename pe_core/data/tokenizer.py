@@ -39,6 +39,18 @@ def train_tokenizer(documents: Iterable[str], vocab: int) -> Any:
     )
 
 
+# Every byte that UTF-8 uses, and what tokenizers change: capitals, composed letters, ligatures, digits, ends of lines and text.
+_PROBE = "".join(
+    [
+        "  Naïve  Cafe\u0301\r\n\tThe 漢字 🙂 END ﬁ ① ½ 2024.",
+        *map(chr, range(0x80)),
+        *(chr((first - 0xC0) * 0x40 + 1) for first in range(0xC2, 0xE0)),
+        *(chr(first * 0x1000 + 0x0FFF) for first in range(16) if first != 0xD),  # 0xDFFF is half a character
+        *map(chr, range(0xD000, 0xD040)),
+        *(chr(first * 0x40000 + 0x10000) for first in range(4)),
+        "\U00100000 \n ",
+    ]
+)
 # What a tokenizer's end-of-text token is called where its files do not say which it is.
 _ENDS = (DOCUMENT_END, "<|end_of_text|>", "</s>", "<eos>")
 
@@ -59,7 +71,7 @@ def load_tokenizer(name: str) -> Any:
     # Bits per byte count the bytes behind each token, which only a byte-level tokenizer that changes no text lets one do:
     # not even its capitals. GPT-NeoX's composes letters first (Unicode NFC): bytes are then those of the composed text.
     # Special tokens stand for no bytes: one that is still found in the text shows, too.
-    probe = "Naïve  Cafe\u0301\n\tThe 漢字 🙂 END." + "".join(tokenizer.all_special_tokens)
+    probe = "".join(tokenizer.all_special_tokens).join([_PROBE, _PROBE])
     composed = unicodedata.normalize("NFC", probe)
     read = b"".join(_spelled(tokenizer.convert_ids_to_tokens(token_lists(tokenizer, [probe])[0])))
     if read not in (probe.encode(), composed.encode()):

@@ -365,7 +365,15 @@ def test_a_tokenizer_is_read_from_its_file(library, tmp_path):
         load_tokenizer(str(tmp_path / "saved"))
 
 
-@pytest.mark.parametrize("change", [normalizers.Lowercase(), normalizers.StripAccents(), normalizers.Replace("  ", " ")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        normalizers.Lowercase(), normalizers.StripAccents(), normalizers.Replace("  ", " "), normalizers.NFKC(),
+        normalizers.Strip(left=True, right=False), normalizers.Strip(left=False, right=True), normalizers.Replace("\r\n", "\n"),
+        normalizers.Replace("7", "0"), normalizers.Replace("\u0000", ""), normalizers.Replace("\x7f", ""), normalizers.NFD(),
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_a_tokenizer_that_changes_text_is_refused(library, tmp_path, change):
     tokenizer = train_tokenizer([library.read_text()], 300)
     tokenizer.backend_tokenizer.normalizer = change
