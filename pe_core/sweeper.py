@@ -59,9 +59,8 @@ def sweep(
             start_record(experiment, prepared, runs)
             waiting[name] = experiment
     on_cpu = all(experiment.device == "cpu" for experiment in chosen)
-    most = processes.cores() if on_cpu else 1
     # By the runs asked for, not by those left: a sweep that goes on gives each run as many cores as it had.
-    workers = min(workers or most, len(set(names)))
+    workers = min(workers or (processes.cores() if on_cpu else 1), len(set(names)))
     labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
         processes.map_processes(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
@@ -70,7 +69,8 @@ def sweep(
     failures: dict[str, Exception] = {}
     for name, experiment in zip(names, chosen, strict=True):
         if name not in waiting:
-            progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
+            if name not in taken:
+                progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
             found[name] = taken.get(name) or records.load(runs / name)
             continue
         try:
