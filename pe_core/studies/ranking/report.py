@@ -111,7 +111,8 @@ def reach(led: pd.DataFrame) -> str:
     return (
         "A difference counts as found where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
         "variance is pooled over models; brackets are intervals that hold for all pairs together (Bonferroni). The smallest "
-        f"difference that four of five such comparisons would find, as a median over pairs, is {at}."
+        f"difference that four of five such comparisons would find, as a median over pairs, is {at}. Each model's learning "
+        "rate was chosen at one budget and is used at all of them: part of a change with training may be the rate's."
     )
 
 
