@@ -47,7 +47,7 @@ def sweep(
         return ray.sweep(list(experiments), address, runs, fresh)
     chosen = [experiment.resolved() for experiment in experiments]
     runs = paths.runs(runs)
-    names, waiting, taken = [], {}, {record.run: record for record in published}
+    names, waiting, found = [], {}, {record.run: record for record in published}
     made: dict[tuple[Any, ...], Data] = {}  # a sweep of a hundred runs has a few kinds of data
     for experiment in chosen:
         key = tuple(getattr(experiment, name) for name in data.SETTINGS)
@@ -55,7 +55,7 @@ def sweep(
             made[key] = data.prepare(experiment, runs / ".cache")
         prepared = made[key]
         names.append(name := run_id(experiment, prepared))
-        if name not in taken and (fresh or not records.finished(runs / name)):
+        if name not in found and (fresh or not records.finished(runs / name)):
             start_record(experiment, prepared, runs)
             waiting[name] = experiment
     on_cpu = all(experiment.device == "cpu" for experiment in chosen)
@@ -64,17 +64,17 @@ def sweep(
     labels = distinct_labels(waiting)
     if waiting and (workers > 1 or on_cpu):  # one alone as well: its process is a fresh one, with the fastest settings
         processes.map_processes(run, {labels[name]: (e, runs, fresh) for name, e in waiting.items()}, workers)
-        return [taken.get(name) or records.load(runs / name) for name in names]
-    found: dict[str, Record] = {}
+        return [found.get(name) or records.load(runs / name) for name in names]
     failures: dict[str, Exception] = {}
     for name, experiment in zip(names, chosen, strict=True):
+        if name in found:
+            continue
         if name not in waiting:
-            if name not in taken:
-                progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
-            found[name] = taken.get(name) or records.load(runs / name)
+            progress.say(f"{experiment.label}: already trained, reading {name} (ask for a fresh run to train again).")
+            found[name] = records.load(runs / name)
             continue
         try:
-            found[name] = run(experiment, runs, fresh and name not in found)
+            found[name] = run(experiment, runs, fresh)
         except LabError as error:
             failures[labels.get(name, name)] = error
             progress.say(f"{labels.get(name, name)} failed: {error}")

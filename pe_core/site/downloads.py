@@ -8,13 +8,12 @@ from pathlib import Path
 
 from pe_core import paths
 
-RECORDS = paths.PUBLISHED
 FOLDER = "records"  # of the built site
 # Losses by document (`*.npz`) are nine times as large as all these; they stay in the repository.
 _PACKED = ("*.jsonl", "*.json", "*/*.json")
 
 
-def studies(folder: Path = RECORDS) -> list[Path]:
+def studies(folder: Path = paths.PUBLISHED) -> list[Path]:
     """Folders of published studies, by name."""
     return sorted(study for study in folder.glob("*") if _files(study))
 
@@ -23,7 +22,7 @@ def _files(study: Path) -> list[Path]:
     return sorted({file for pattern in _PACKED for file in study.glob(pattern)})
 
 
-def pack(target: Path, folder: Path = RECORDS) -> None:
+def pack(target: Path, folder: Path = paths.PUBLISHED) -> None:
     """One zip archive a study, of its records as they are in the repository. The same records are the same bytes."""
     target.mkdir(parents=True, exist_ok=True)
     for study in studies(folder):
@@ -33,7 +32,7 @@ def pack(target: Path, folder: Path = RECORDS) -> None:
                 archive.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED, 9)
 
 
-def table(folder: Path = RECORDS) -> str:
+def table(folder: Path = paths.PUBLISHED) -> str:
     """What `pack` makes, as a table with links."""
     rows = []
     for study in studies(folder):

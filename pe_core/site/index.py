@@ -30,7 +30,6 @@ from pe_core.studies.ranking import report as ranking_report
 from pe_core.studies.task_accuracy import measure as task_accuracy
 
 BOOK = paths.ROOT / "book"
-RECORDS = BOOK / "records"
 RANKING = "ranking"  # the study of the front page, by the name of its notebook
 
 
@@ -39,7 +38,7 @@ OWN_RUNS = "PE_PAGES_RUNS"  # the variable that names a folder of runs to show b
 
 def _all() -> list[Record]:
     """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given."""
-    found = records.load_all(RECORDS) if RECORDS.is_dir() else []
+    found = records.load_all(paths.PUBLISHED) if paths.PUBLISHED.is_dir() else []
     if own := os.environ.get(OWN_RUNS):
         known = {record.run for record in found}
         found = sorted([*found, *(r for r in records.load_all(own) if r.run not in known)], key=lambda r: (r.created, r.run))
@@ -63,7 +62,7 @@ def baseline() -> str:
 
 def ranked() -> ranking.Budgets:
     """The runs of the ranking study, by number of training windows; empty where it is not published."""
-    trained = records.load_study(RECORDS / RANKING)
+    trained = records.load_study(paths.PUBLISHED / RANKING)
     return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
 
 

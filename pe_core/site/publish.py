@@ -97,8 +97,9 @@ def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
         study = target / notebook.stem
         new = [run_records.load(folder) for run, folder in trained.items() if run in shown]
         old = [record for record in run_records.load_study(study) if record.run in shown - trained.keys()]
+        stay = {record.run for record in old}
         for folder in study.glob("*-*/"):
-            if folder.name not in {record.run for record in old}:
+            if folder.name not in stay:
                 shutil.rmtree(folder)
         if chosen := [*old, *new]:
             run_records.publish(chosen, study)

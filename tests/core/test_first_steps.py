@@ -22,9 +22,9 @@ def batches():
         yield torch.stack(columns, 1)
 
 
-def plain(encoding, **shape):
+def plain(encoding, layers=2):
     """fp32, eager, explicit scores, whole logits, unfused AdamW."""
-    model = LabForCausalLM(tiny_config(encoding, **shape)).initialise(0).train()
+    model = LabForCausalLM(tiny_config(encoding, num_hidden_layers=layers)).initialise(0).train()
     model.set_attn_implementation("eager")
     matrices = {
         f"{module}.weight" for module, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)
@@ -47,8 +47,8 @@ def plain(encoding, **shape):
     return losses
 
 
-def ours(encoding, shape=None, **settings):
-    model = LabForCausalLM(tiny_config(encoding, **(shape or {}))).initialise(0).train()
+def ours(encoding, layers=2, **settings):
+    model = LabForCausalLM(tiny_config(encoding, num_hidden_layers=layers)).initialise(0).train()
     step = TrainStep(model, Experiment(encoding=encoding, lr=1e-3, device="cpu", **settings))
     losses = [step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0] for tokens in batches()]
     assert step.compute.compiled == (settings["compile"] == "on"), "the compiler gave up"
@@ -68,8 +68,7 @@ def test_bf16_steps_are_close_to_the_plain_ones(encoding):
 @pytest.mark.slow
 def test_compiled_steps_are_the_plain_ones(encoding):
     """In one graph, forward and backward. Of one layer: a second one doubles what the compiler takes, and is the same code."""
-    shape = {"num_hidden_layers": 1}
-    expected, compiled = plain(encoding, **shape), ours(encoding, shape, precision="fp32", compile="on")
+    expected, compiled = plain(encoding, layers=1), ours(encoding, layers=1, precision="fp32", compile="on")
     assert compiled == pytest.approx(expected, abs=1e-3)
     assert compiled[0] == pytest.approx(expected[0], abs=1e-5)
 

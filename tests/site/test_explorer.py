@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT, made
 
-from pe_core import comparison, metrics
+from pe_core import comparison, metrics, paths
 from pe_core.report import figures
 from pe_core.site import downloads, explorer, index
 
@@ -227,5 +227,5 @@ def test_records_are_packed_as_they_are(tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / f"{name}.zip").read_bytes()
         with zipfile.ZipFile(file) as archive:
             for entry in archive.namelist():
-                assert archive.read(entry) == (downloads.RECORDS / entry).read_bytes()
+                assert archive.read(entry) == (paths.PUBLISHED / entry).read_bytes()
     assert sum(file.stat().st_size for file in (tmp_path / "a").iterdir()) < 2e6

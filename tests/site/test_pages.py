@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 from pybtex import PybtexEngine
 from pybtex.database import parse_file
 
-from pe_core import ENCODINGS, comparison, records
+from pe_core import ENCODINGS, comparison, paths, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
 from pe_core.site import encoding_page, explorer, index, pages, publish, sphinx
@@ -238,7 +238,7 @@ def test_pages_can_show_a_users_own_runs(tmp_path, monkeypatch):
     shown = index.published()
     assert {record.run for record in shown} - {record.run for record in published} == {"sink-nano-1234"}
     assert index.of_encoding("sink", shown)
-    monkeypatch.setenv(index.OWN_RUNS, str(index.RECORDS))
+    monkeypatch.setenv(index.OWN_RUNS, str(paths.PUBLISHED))
     assert [record.run for record in index.published()] == [record.run for record in published]
 
 

@@ -87,7 +87,7 @@ def test_a_short_record_has_fewer_numbers(record):
 
 def test_kinds_of_machine_stand_side_by_side(tmp_path, monkeypatch):
     """The one measured here first; each beside what is faster on it."""
-    monkeypatch.setattr(measure.paths, "ROOT", tmp_path)
+    monkeypatch.setattr(measure.paths, "PUBLISHED", tmp_path / "book" / "records")
     monkeypatch.setattr(measure.paths, "runs", lambda: tmp_path / "runs")
     with pytest.raises(RecordError, match=r"^no throughput record; `make bench` makes one$"):
         measure.load()

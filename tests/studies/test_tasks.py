@@ -506,7 +506,7 @@ def test_where_nothing_is_known_nothing_is_claimed():
 
 def test_an_encodings_page_shows_what_is_on_record(trained, tmp_path, monkeypatch):
     """Answers of published runs, without weights; and no perplexity of theirs stands beside one of text."""
-    monkeypatch.setattr(index, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(index.paths, "PUBLISHED", tmp_path / "records")
     made(tmp_path / "records" / "text-1", "none", "NoPE", 1)
     for record in trained[:3]:
         (tmp_path / "records" / record.run).mkdir()

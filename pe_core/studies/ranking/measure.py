@@ -49,13 +49,10 @@ def rates(searched: Sequence[Record]) -> pd.DataFrame:
 
 def beyond(searched: Sequence[Record]) -> list[Experiment]:
     """For each model whose best rate is an end of those tried, one more run: at twice the highest, or half the lowest."""
-    found = rates(searched)
-    of = dict(zip(found.label, found.lr, strict=True))
-    asked = []
-    for label in found.label[found.at_end]:
-        own = {record.config["lr"]: record for record in searched if record.label == label}
-        at = of[label] * (2 if of[label] == max(own) else 0.5)
-        asked.append(own[of[label]].experiment.model_copy(update={"lr": at}))
+    found, asked = rates(searched), []
+    for row in found[found.at_end].itertuples():
+        own = {record.config["lr"]: record.experiment for record in searched if record.label == row.label}
+        asked.append(own[row.lr].model_copy(update={"lr": row.lr * (2 if row.lr == max(own) else 0.5)}))
     return asked
 
 
