@@ -39,8 +39,7 @@ def groups(records: Sequence[Record]) -> Groups:
                 raise RecordError(f"two runs of '{label}' have the same seed: {a.run}, {b.run}")
         for record in group[1:]:
             first, this = _settings(group[0]), _settings(record)
-            changed = [name for name, value in this.items() if value != first[name]]
-            if changed:
+            if changed := [name for name, value in this.items() if value != first[name]]:
                 raise RecordError(f"runs {group[0].run} and {record.run} of '{label}' differ in {', '.join(changed)}")
             if record.data["fingerprint"] != group[0].data["fingerprint"]:
                 raise RecordError(f"runs {group[0].run} and {record.run} of '{label}' were measured on different text")
@@ -104,26 +103,26 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
     return len({record.config["encoding"] for record in group}), group[0].data["windows"]["train"], len(group)
 
 
-def at_chosen_rates(trained: Iterable[Record]) -> list[Record]:
-    """Of models that were tried at several learning rates, the runs at the one with the lowest validation loss.
-
-    A model's rate is chosen where most rates were tried (of several such places, the one with most windows), and holds for all
-    its runs that differ in nothing but seed, windows and rate.
-    """
+def rates_tried(trained: Iterable[Record]) -> list[tuple[list[Record], dict[float, float], float]]:
+    """Runs that differ in nothing but seed and learning rate, the validation loss at each rate that they were tried at, with the
+    seed for which most were, and the rate with the lowest."""
     alike: dict[str, list[Record]] = {}
-    for record in trained:
-        settings = {name: value for name, value in _settings(record).items() if name not in ("lr", "samples")}
-        alike.setdefault(repr(settings), []).append(record)
-    return [record for runs in alike.values() for record in runs if record.experiment.lr == _chosen_rate(runs)]
+    for record in sorted(trained, key=lambda record: record.experiment.seed):
+        settings = {name: value for name, value in _settings(record).items() if name != "lr"}
+        alike.setdefault(repr((settings, record.data["fingerprint"])), []).append(record)
+    found = []
+    for runs in alike.values():
+        by_seed: dict[int, dict[float, float]] = {}
+        for run in runs:
+            by_seed.setdefault(run.experiment.seed, {})[run.experiment.lr or 0] = min(e["val_loss"] for e in run.history)
+        tried = max(by_seed.values(), key=len)
+        found.append((runs, tried, min(tried, key=tried.__getitem__)))
+    return found
 
 
-def _chosen_rate(runs: Sequence[Record]) -> float | None:
-    tried: dict[tuple[int, int], dict[float | None, float]] = {}
-    for record in runs:
-        at = tried.setdefault((record.experiment.samples, record.experiment.seed), {})
-        at[record.experiment.lr] = min(epoch["val_loss"] for epoch in record.history)
-    most = tried[max(tried, key=lambda at: (len(tried[at]), at))]
-    return min(most, key=lambda rate: most[rate])
+def at_chosen_rates(trained: Iterable[Record]) -> list[Record]:
+    """The runs at the learning rate with the lowest validation loss: for each model and number of training windows its own."""
+    return [run for runs, _, best in rates_tried(trained) for run in runs if (run.experiment.lr or 0) == best]
 
 
 def by_seed(group: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -231,8 +230,7 @@ def best(found: Groups, judged: pd.DataFrame) -> list[str]:
     """The model with the lowest loss, and after it all those of which `verdicts` found no difference from it, best first."""
     losses = {label: float(np.mean([record.metrics["loss"] for record in group])) for label, group in found.items()}
     first = min(losses, key=lambda label: losses[label])
-    alike = judged[(judged.b == first) & (judged.verdict == NO_DIFFERENCE)].a
-    return [first, *sorted(alike, key=lambda label: losses[label])]
+    return [first, *sorted(judged[(judged.b == first) & (judged.verdict == NO_DIFFERENCE)].a, key=losses.__getitem__)]
 
 
 def _stack(found: Groups, part: Part = ()) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:

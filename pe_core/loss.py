@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pe_core import distributed, progress
+from pe_core import distributed, hardware, progress
 from pe_core.config import Experiment
 from pe_core.model import LabForCausalLM
 
@@ -31,8 +31,9 @@ class LossFunction:
         self.compiled = experiment.compile == "on"
         self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss, model.masked_loss)}
         if self.compiled:
+            options = hardware.compiler_options(experiment.device)
             self._functions = {
-                name: torch.compile(function, fullgraph=True, dynamic=False) for name, function in self._functions.items()
+                name: torch.compile(f, fullgraph=True, dynamic=False, options=options) for name, f in self._functions.items()
             }
 
     def __call__(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:

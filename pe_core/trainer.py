@@ -152,7 +152,7 @@ def train(
 def _not_finite(folder: Path, epoch: int, step: str, loss: float, norm: float, experiment: Experiment) -> TrainingError:
     return TrainingError(
         f"run {folder.name}: not finite at epoch {epoch}, {step} (loss {loss:g}, gradient norm {norm:g}); "
-        f"try a lower lr than {experiment.lr:g}, or precision='fp32'"
+        f"try a lower lr than {experiment.lr:g}, precision='fp32' or compile='off'"
     )
 
 

@@ -15,16 +15,17 @@ Values = Mapping[str, Any]
 
 _LONGEST_CONTEXT = 2**20  # tokens, as of `Experiment.seq_len`
 _MOST_WINDOWS = 100_000
-MAY_BE_EMPTY = ("largest_models", "run_ids", "shared")
+MAY_BE_EMPTY = ("followed", "run_ids", "shared")
 
 # Parameters that are a setting of `Experiment`, or a list of its values, under another name.
 _SETTINGS = {
+    "budget": "samples",
     "budgets": "samples",
     "contexts": "seq_len",
-    "grid_samples": "samples",
     "kv_dims": "kv_dim",
     "lengths": "seq_len",
     "note_rate": "facts_rate",
+    "other_budgets": "samples",
     "rates": "lr",
     "seeds": "seed",
     "torch_compile": "compile",
@@ -37,7 +38,7 @@ _OPTIONS = {
     "fractions": ("rope", "rotary_pct"),
     "slopes": ("alibi", "slope"),
 }
-_MODELS = ("baseline", "encodings", "largest_models", "model", "models", "parts", "placebo")
+_MODELS = ("baseline", "encodings", "followed", "model", "models", "parts", "placebo")
 
 
 def allowed(values: Values, may_be_empty: Collection[str] = (), at_most: Mapping[str, str] | None = None) -> None:
@@ -145,7 +146,7 @@ def _baseline_is_trained(values: Values) -> None:
     if "baseline" not in values:
         return
     models = values["models"]
-    for name in ("models", "largest_models"):
+    for name in ("models", "followed"):
         # The largest models are those of `models`, all where there is none.
         among = [one for one in models if one in values.get(name, ())] or models
         if recipes.model(values["baseline"]) not in [recipes.model(one) for one in among]:

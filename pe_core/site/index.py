@@ -62,8 +62,7 @@ def baseline() -> str:
 
 def ranked() -> ranking.Budgets:
     """The runs of the ranking study, by number of training windows; empty where it is not published."""
-    trained = records.load_study(paths.PUBLISHED / RANKING)
-    return ranking.by_budget(trained, ranking.rates(ranking.searched(trained))) if trained else {}
+    return ranking.by_budget(records.load_study(paths.PUBLISHED / RANKING))
 
 
 def holding(found: Sequence[Record], names: Sequence[str]) -> Groups:

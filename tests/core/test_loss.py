@@ -76,3 +76,32 @@ def test_bf16_is_taken_where_it_is_faster(instructions, seconds, expected, monke
 
 def test_products_are_timed():
     assert 0 < hardware._seconds(torch.float32) < 1
+
+
+@pytest.mark.parametrize(
+    ("tuned_for", "capability", "instructions", "named"),
+    [
+        ("generic", "AVX512", {"amx_bf16": True, "avx512_bf16": True}, "sapphirerapids"),
+        ("generic", "AVX512", {"amx_bf16": False, "avx512_bf16": True}, "cooperlake"),
+        ("generic", "AVX512", {}, None),
+        ("znver4", "AVX512", {"avx512_bf16": True}, None),
+        ("generic", "AVX2", {}, None),
+    ],
+)
+def test_a_processor_younger_than_the_compiler_is_called_by_an_older_name(
+    tuned_for, capability, instructions, named, monkeypatch, tmp_path
+):
+    """GCC tunes for none in particular then, and makes wrong code of transposed bf16 blocks."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\necho '  -march=   \t cooperlake'\necho '  -mtune=   \t {tuned_for}'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    asked = hardware.architecture.__wrapped__
+    assert asked() == named
+    monkeypatch.setattr(hardware, "architecture", asked)
+    assert hardware.compiler_options("cpu") == ({"cpp.march": named} if named else {})
+    assert hardware.compiler_options("cuda") == {}
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    assert asked() is None

@@ -100,7 +100,7 @@ GOOD = {
     "fresh": (True,),
     "heldout_share": (0.5,),
     "kv_dims": _NUMBERS,
-    "largest_models": ("", " ", []),
+    "followed": ("", " ", []),
     "lr": (0.5, None),
     "models": ("", " ", []),
     "note_rate": (0.5,),

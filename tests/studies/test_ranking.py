@@ -1,5 +1,6 @@
 """The ranking study, from made-up records whose effects are known."""
 
+import itertools
 import re
 
 import numpy as np
@@ -53,37 +54,73 @@ def make(folder, label, samples, seed, lr=0.002, worse=0.0):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """Each model does best at 0.002 after little text, and at 0.004 after much."""
     folder = tmp_path_factory.mktemp("runs")
-    runs = [make(folder, label, samples, seed) for samples in (100, 1_600) for seed in (42, 43, 44) for label in MODELS]
-    return [*runs, *(make(folder, label, 100, 42, lr, worse=0.3) for label in MODELS for lr in (0.001, 0.004))]
+    best = {100: 0.002, 1_600: 0.004}
+    runs = [make(folder, label, samples, seed, lr) for samples, lr in best.items() for seed in (42, 43, 44) for label in MODELS]
+    others = {100: (0.001, 0.004), 1_600: (0.002, 0.008)}
+    return runs + [make(folder, label, n, 42, lr, worse=0.3) for n, lrs in others.items() for lr in lrs for label in MODELS]
 
 
 @pytest.fixture(scope="module")
 def budgets(trained):
-    return measure.by_budget(trained, measure.rates(measure.searched(trained)))
+    return measure.by_budget(trained)
 
 
-def test_each_model_takes_the_rate_with_its_lowest_validation_loss(trained):
-    chosen = measure.rates(measure.searched(trained))
-    assert set(chosen.lr) == {0.002}
+def of(trained, samples, *rates):
+    return [r for r in trained if (r.config["samples"], r.config["seed"]) == (samples, 42) and r.config["lr"] in rates]
+
+
+def test_each_model_takes_the_rate_with_its_lowest_validation_loss_at_each_budget(trained):
+    chosen = measure.rates(trained)
+    assert set(zip(chosen.samples, chosen.lr, strict=True)) == {(100, 0.002), (1_600, 0.004)}
     assert not chosen.at_end.any()
-    assert list(chosen.label) == list(MODELS)
+    assert list(chosen.label) == [*MODELS, *MODELS]
 
 
-def test_a_best_rate_at_the_end_of_the_grid_is_marked(trained):
-    two = [record for record in measure.searched(trained) if record.config["lr"] != 0.001]
+def test_a_best_rate_at_the_end_of_the_grid_asks_for_one_beyond(trained):
+    two = of(trained, 100, 0.002, 0.004)
     assert measure.rates(two).at_end.all()
-    further = measure.beyond(two)
-    assert [(e.lr, e.samples, e.seed) for e in further] == [(0.001, 100, 42)] * len(MODELS)
-    assert len({e.encoding for e in further} | {"rope"}) >= 4
-    up = [record for record in measure.searched(trained) if record.config["lr"] != 0.004]
-    assert {e.lr for e in measure.beyond(up)} == {0.004}
-    assert not measure.beyond(measure.searched(trained))
+    assert [(e.lr, e.samples, e.seed) for e in measure.beyond(two)] == [(0.001, 100, 42)] * len(MODELS)
+    assert {e.lr for e in measure.beyond(of(trained, 1_600, 0.002, 0.004))} == {0.008}
+    assert {e.lr for e in measure.beyond(of(trained, 100, 0.002))} == {0.004}, "one rate is both ends"
+    assert not measure.beyond(trained)
+
+
+def test_a_search_goes_on_until_the_best_rate_lies_between_others(trained, monkeypatch):
+    there = {(r.label, r.config["samples"], r.config["seed"], r.config["lr"]): r for r in trained}
+
+    def sweep(asked, runs):
+        assert runs == "here"
+        asked_for.append(sorted({(e.samples, e.lr) for e in asked}))
+        return [there[e.label, e.samples, e.seed, e.lr] for e in asked]
+
+    asked_for = []
+    monkeypatch.setattr(measure, "sweep", sweep)
+    asked = measure.grid(["rope-full", "none"], [100, 1_600], [0.002, 0.004], seed=42, seq_len=T, device="cpu")
+    grid = measure.search(asked, runs="here")
+    assert asked_for == [[(100, 0.002), (100, 0.004), (1_600, 0.002), (1_600, 0.004)], [(100, 0.001), (1_600, 0.008)]]
+    repeated = measure.repeat(grid, [43, 44], runs="here")
+    assert asked_for[2:] == [[(100, 0.002), (1_600, 0.004)]]
+    assert len(repeated) == 2 * 2 * 3
+    assert {len(group) for groups in measure.by_budget(repeated).values() for group in groups.values()} == {3}
+    assert measure.repeat(grid, []) == comparison.at_chosen_rates(grid), "one seed needs no sweep"
+
+
+def test_a_search_ends_where_every_higher_rate_is_better(monkeypatch, tmp_path):
+    count = itertools.count()
+
+    def sweep(asked):
+        return [make(tmp_path / str(next(count)), "NoPE", 100, 42, e.lr, worse=-e.lr) for e in asked]
+
+    monkeypatch.setattr(measure, "sweep", sweep)
+    found = measure.search(measure.grid(["none"], [100], [0.002], seed=42, device="cpu"))
+    assert len(found) == 1 + measure.ROUNDS
+    assert measure.rates(found).at_end.all()
 
 
 def test_a_rate_that_one_model_was_tried_at_leaves_gaps_for_the_others(trained):
-    some = [r for r in measure.searched(trained) if r.config["lr"] != 0.004 or r.label == "NoPE"]
-    chosen = measure.rates(some)
+    chosen = measure.rates([*of(trained, 100, 0.001, 0.002), *(r for r in of(trained, 100, 0.004) if r.label == "NoPE")])
     assert dict(zip(chosen.label, chosen.at_end, strict=True)) == {label: label != "NoPE" for label in MODELS}
     shown = report.rates(chosen).to_html()
     assert shown.count("—") == len(MODELS) - 1
@@ -153,4 +190,4 @@ def test_figures_and_tables_say_what_they_show(trained, budgets):
     assert "ALiBi" in report.source_map(measure.by_source(budgets[1_600], "RoPE 100 %"), "RoPE 100 %").alt_text
     assert isinstance(measure.context_use(budgets, "RoPE 100 %"), pd.DataFrame)
     assert "▲" in report.table(table, "RoPE 100 %").to_html()
-    assert "0.002" in report.rates(measure.rates(measure.searched(trained))).to_html()
+    assert "0.002" in report.rates(measure.rates(trained)).to_html()

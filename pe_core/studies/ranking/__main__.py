@@ -11,9 +11,7 @@ from pe_core.studies.ranking import measure, report
 
 def derived(folder: Path = paths.PUBLISHED) -> str:
     """Who leads, who differs from RoPE on all dimensions, and what changed with training, from the records alone."""
-    trained = records.load_study(folder / "ranking")
-    chosen = measure.rates(measure.searched(trained))
-    budgets = measure.by_budget(trained, chosen)
+    budgets = measure.by_budget(records.load_study(folder / "ranking"))
     baseline = encodings.label("rope", {"rotary_pct": 1.0})
     return report.answer(measure.leaders(budgets), measure.differences(budgets, baseline), baseline)
 

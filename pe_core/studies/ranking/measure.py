@@ -1,8 +1,8 @@
 """The same models after several amounts of fresh text: who leads, who is overtaken, and on which kind of text.
 
 Each run reads its text once, under a learning rate that rises and then falls to zero: a model after few tokens is a finished
-small training, not a large one cut short. Rates are chosen on validation text, for each model its own; every number reported is
-of test documents, the same ones at every budget.
+small training, not a large one cut short. Rates are chosen on validation text, for each model and amount of text; every number
+reported is of test documents, the same ones at every budget.
 """
 
 from __future__ import annotations
@@ -19,69 +19,70 @@ from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.records import Record
 from pe_core.stats import Estimate
+from pe_core.sweeper import sweep
 
 Budgets = dict[int, Groups]  # training windows → models by label, fewest windows first
 
 
-def grid(models: Iterable[str], rates: Sequence[float], **common: Any) -> list[Experiment]:
-    """One run for each model (by its short name, see `recipes.model`) and each learning rate."""
-    return [Experiment(**recipes.model(name), **common, lr=rate) for name in models for rate in rates]
-
-
-def rates(searched: Sequence[Record]) -> pd.DataFrame:
-    """What a grid found: one row a model, its validation loss at each rate, and the rate with the lowest.
-
-    Returns:
-        columns label, family, one for each rate (NaN where a model was not tried), lr, and at_end (whether the best rate is
-        the lowest or highest that this model was tried at, so that another might be better).
-    """
-    tried = sorted({record.config["lr"] for record in searched})
-    rows: dict[str, dict[Any, Any]] = {}
-    for record in searched:
-        row = rows.setdefault(record.label, {"label": record.label, "family": record.family})
-        row[record.config["lr"]] = min(epoch["val_loss"] for epoch in record.history)
-    for row in rows.values():
-        own = [rate for rate in tried if rate in row]
-        row["lr"] = min(own, key=lambda rate: row[rate])
-        row["at_end"] = row["lr"] in (own[0], own[-1])
-    return pd.DataFrame(list(rows.values()), columns=["label", "family", *tried, "lr", "at_end"])
-
-
-def beyond(searched: Sequence[Record]) -> list[Experiment]:
-    """For each model whose best rate is an end of those tried, one more run: at twice the highest, or half the lowest."""
-    found, asked = rates(searched), []
-    for row in found[found.at_end].itertuples():
-        own = {record.config["lr"]: record.experiment for record in searched if record.label == row.label}
-        asked.append(own[row.lr].model_copy(update={"lr": row.lr * (2 if row.lr == max(own) else 0.5)}))
-    return asked
-
-
-def at_chosen_rates(
-    models: Iterable[str], chosen: pd.DataFrame, budgets: Iterable[int], seeds: Sequence[int], **common: Any
-) -> list[Experiment]:
-    """The study's runs: each model at each budget with each seed, at the rate that `rates` chose for it."""
-    of = dict(zip(chosen.label, chosen.lr, strict=True))
+def grid(models: Iterable[str], budgets: Iterable[int], rates: Sequence[float], **common: Any) -> list[Experiment]:
+    """One run for each budget (training windows), model (by its short name, see `recipes.model`) and learning rate."""
     plain = [Experiment(**recipes.model(name), **common) for name in models]
     return [
-        experiment.model_copy(update={"samples": samples, "seed": seed, "lr": of[experiment.resolved().label]})
+        experiment.model_copy(update={"samples": samples, "lr": rate})
         for samples in budgets
-        for seed in seeds
         for experiment in plain
+        for rate in rates
     ]
 
 
-def searched(trained: Iterable[Record]) -> list[Record]:
-    """The grid among published runs: those of the number of windows and seed that most learning rates were tried at."""
-    at: dict[tuple[int, int], list[Record]] = {}
-    for record in trained:
-        at.setdefault((record.config["samples"], record.config["seed"]), []).append(record)
-    return max(at.values(), key=lambda runs: len({(record.label, record.config["lr"]) for record in runs}))
+def search(asked: Iterable[Experiment], **options: Any) -> list[Record]:
+    """Train a grid, and then on from it until each model's best rate at each budget lies between two others that were tried, or
+    as far as `ROUNDS` more rates. `options` are those of `sweep`."""
+    found = sweep(asked, **options)
+    for _ in range(ROUNDS):
+        if further := beyond(found):
+            found += sweep(further, **options)
+    return found
 
 
-def by_budget(trained: Iterable[Record], chosen: pd.DataFrame) -> Budgets:
-    """Runs at the rates that `rates` chose, by number of training windows and model. Budgets of a single model are left out."""
-    of = dict(zip(chosen.label, chosen.lr, strict=True))
-    kept = [record for record in trained if record.config["lr"] == of.get(record.label)]
+ROUNDS = 4
+
+
+def beyond(searched: Sequence[Record]) -> list[Experiment]:
+    """Wherever the best rate is an end of those tried, one more run: at twice the highest, or half the lowest."""
+    asked = []
+    for runs, tried, best in comparison.rates_tried(searched):
+        if best in (min(tried), max(tried)):
+            asked.append(runs[0].experiment.model_copy(update={"lr": best * (2 if best == max(tried) else 0.5)}))
+    return asked
+
+
+def repeat(searched: Sequence[Record], seeds: Iterable[int], **options: Any) -> list[Record]:
+    """The study's runs: of a search the runs at the rates it chose, and the same with each of the other `seeds`."""
+    chosen = comparison.at_chosen_rates(searched)
+    others = [record.experiment.model_copy(update={"seed": seed}) for seed in seeds for record in chosen]
+    return [*chosen, *(sweep(others, **options) if others else [])]
+
+
+def rates(searched: Iterable[Record]) -> pd.DataFrame:
+    """What a search found: for each model and budget its validation loss at each rate, and the rate with the lowest.
+
+    Returns:
+        columns label, samples (training windows), one for each rate (NaN where it was not tried), lr, and at_end (whether the
+        best rate is the lowest or highest that was tried there, so that another might be better).
+    """
+    rows = []
+    for runs, tried, best in comparison.rates_tried(searched):
+        at_end = best in (min(tried), max(tried))
+        row: dict[Any, Any] = {"label": runs[0].label, "samples": runs[0].config["samples"], **tried}
+        rows.append({**row, "lr": best, "at_end": at_end})
+    of_losses = sorted({rate for row in rows for rate in row if isinstance(rate, float)})
+    return pd.DataFrame(rows, columns=["label", "samples", *of_losses, "lr", "at_end"])
+
+
+def by_budget(trained: Iterable[Record]) -> Budgets:
+    """Runs at the rates that were chosen, by number of training windows and model. Budgets of a single model are left out."""
+    kept = comparison.at_chosen_rates(trained)
     apart = {
         samples: comparison.groups([record for record in kept if record.config["samples"] == samples])
         for samples in sorted({record.config["samples"] for record in kept})

@@ -112,7 +112,7 @@ def reach(led: pd.DataFrame) -> str:
         "A difference counts as found where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
         "variance is pooled over models; brackets are intervals that hold for all pairs together (Bonferroni). The smallest "
         f"difference that four of five such comparisons would find, as a median over pairs, is {at}. Each model's learning "
-        "rate was chosen at one budget and is used at all of them: part of a change with training may be the rate's."
+        "rate is chosen at each budget anew, on validation text."
     )
 
 
@@ -232,10 +232,11 @@ def _cell(row: Any) -> str:
 
 
 def rates(chosen: pd.DataFrame) -> Styler:
-    """Validation loss of every model at every learning rate it was tried at; the rate chosen."""
+    """Validation loss of every model at every learning rate it was tried at, budget by budget; the rate chosen."""
     tried = [column for column in chosen.columns if isinstance(column, float)]
     losses = chosen[tried].rename(columns="{:g}".format).map(lambda loss: "—" if np.isnan(loss) else f"{loss:.3f}")
-    shown = pd.concat([chosen.label.rename("model"), losses], axis=1)
+    named = chosen[["label", "samples"]].set_axis(["model", "training windows"], axis=1)
+    shown = pd.concat([named.assign(**{"training windows": named["training windows"].map("{:,}".format)}), losses], axis=1)
     shown["chosen"] = [f"{row.lr:g}{' (the last tried)' if row.at_end else ''}" for row in chosen.itertuples()]
     return tables.styled(shown).hide()
 
