@@ -104,8 +104,8 @@ def _weight(group: list[Record]) -> tuple[int, int, int]:
 
 
 def rates_tried(trained: Iterable[Record]) -> list[tuple[list[Record], dict[float, float], float]]:
-    """Runs that differ in nothing but seed and learning rate, the validation loss at each rate that they were tried at, with the
-    seed for which most were, and the rate with the lowest."""
+    """Runs that differ in nothing but seed and learning rate, the validation loss at each rate that was tried, with the seed
+    for which most were, and the rate with the lowest."""
     alike: dict[str, list[Record]] = {}
     for record in sorted(trained, key=lambda record: record.experiment.seed):
         settings = {name: value for name, value in _settings(record).items() if name != "lr"}
