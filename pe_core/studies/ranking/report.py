@@ -130,17 +130,21 @@ def sources(table: pd.DataFrame, baseline: str) -> str:
 
 
 def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Figure:
-    """Difference to the baseline by training tokens, one line a model, ends labelled; hollow where no difference is found."""
+    """Difference to the baseline by training tokens: a line for each of the `shown` best models of most budgets, ends labelled,
+    and a small dot for each other one; hollow where no difference is found. Lines that leave the scale are named above."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 5.2))
     last = table[table.tokens == table.groupby("label").tokens.transform("max")].set_index("label")
-    order = last.sort_values("percent").index[:shown]
-    for label in order:
+    budgets = table.groupby("label").size()
+    followed = last.loc[budgets.index[budgets == budgets.max()]].sort_values("percent").index[:shown]
+    far = table.groupby("label").percent.apply(lambda percent: percent.abs().max()) > _FAR
+    order = [label for label in followed if not far[label]] or list(followed)
+    for label in [label for label in last.index if label in order or (label not in followed and not far[label])]:
         rows = table[table.label == label].sort_values("tokens")
-        colour = figures.family_colour(rows.family.iloc[0])
+        colour, size = figures.family_colour(rows.family.iloc[0]), 6 if label in order else 3.5
         ax.plot(rows.tokens, rows.percent, color=colour, lw=1.6, label=label)
         for row in rows.itertuples():
             fill = "white" if row.verdict == NO_DIFFERENCE else colour
-            ax.plot(row.tokens, row.percent, "o", ms=6, color=colour, mfc=fill)
+            ax.plot(row.tokens, row.percent, "o", ms=size, color=colour, mfc=fill)
     ax.axhline(0, color="0.35", lw=1)
     ax.set_xscale("log")
     ticks = sorted(table.tokens.unique())
@@ -148,7 +152,10 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
     ax.set(xlabel="training tokens, each read once", ylabel="")
-    ax.set_title(f"Test perplexity against {baseline}\nhollow: no difference found", fontsize=11)
+    small = "; small: models of one budget" if len(last) > len(followed) else ""
+    far_off = [f"{label} {claims.as_number(last.percent[label], 0, '+')} %" for label in followed if label not in order]
+    beyond = f"\noff the scale: {', '.join(far_off)}" if far_off else ""
+    ax.set_title(f"Test perplexity against {baseline}\nhollow: no difference found{small}{beyond}", fontsize=11)
     ends = {label: (last.percent[label], label, figures.readable(figures.family_colour(last.family[label]))) for label in order}
     for tokens in ticks:
         here = [end for label, end in ends.items() if last.tokens[label] == tokens]
@@ -157,11 +164,14 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
         _label_ends(ax, here, float(tokens))
     said = [
         f"{label} {', '.join(f'{p:+.1f} %' for p in table[table.label == label].sort_values('tokens').percent)}"
-        for label in order
+        for label in followed
     ]
     return figures.set_alt_text(
         figure, f"Test perplexity against {baseline} at {_ticks(ticks)} training tokens: {'; '.join(said)}."
     )
+
+
+_FAR = 10  # percent: a line that goes further would press the others together
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
