@@ -24,13 +24,12 @@ from pe_core.sweeper import sweep
 Budgets = dict[int, Groups]  # training windows → models by label, fewest windows first
 
 
-def grid(models: Iterable[str], budgets: Iterable[int], rates: Sequence[float], **common: Any) -> list[Experiment]:
+def grid(models: Sequence[str], budgets: Iterable[int], rates: Sequence[float], **common: Any) -> list[Experiment]:
     """One run for each budget (training windows), model (by its short name, see `recipes.model`) and learning rate."""
-    plain = [Experiment(**recipes.model(name), **common) for name in models]
     return [
-        experiment.model_copy(update={"samples": samples, "lr": rate})
+        Experiment(**recipes.model(name), **common, samples=samples, lr=rate)
         for samples in budgets
-        for experiment in plain
+        for name in models
         for rate in rates
     ]
 
