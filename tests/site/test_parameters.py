@@ -18,6 +18,7 @@ from pe_core.errors import LabError
 from pe_core.launch import processes
 from pe_core.report import notebook
 from pe_core.schema import Shape
+from pe_core.studies.ranking import measure as ranking
 
 NOTEBOOKS = sorted(set((ROOT / "notebooks").glob("*.ipynb")) - {ROOT / "notebooks/explore.ipynb"})
 BAD = [
@@ -52,6 +53,9 @@ def train(experiments, runs=None, fresh=False, published=()):
     raise Reached
 
 
+TRAIN = ("sweep(", "measure.search(")  # what a cell that trains calls
+
+
 def start(path, **given):
     """Run the notebook's cells up to the one that trains, the given parameters injected, and say whether training began."""
     first, *others = cells(path)
@@ -62,12 +66,13 @@ def start(path, **given):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(getipython, "get_ipython", lambda: SimpleNamespace(user_ns=namespace))
         patch.setattr(pe_core, "sweep", train, raising=False)
+        patch.setattr(ranking, "sweep", train)
         patch.setattr(processes, "prepare", lambda: None)
         for source in others:
             exec(source, namespace)
-            if not any("sweep(" in cell for cell in others):
+            if not any(trains in cell for trains in TRAIN for cell in others):
                 return True  # nothing is trained: the first cell checks
-            if "sweep(" in source:
+            if any(trains in source for trains in TRAIN):
                 return namespace.get("run_ids") not in ([], None)
     return False
 
