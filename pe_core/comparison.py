@@ -112,10 +112,10 @@ def rates_tried(trained: Iterable[Record]) -> list[tuple[list[Record], dict[floa
         alike.setdefault(repr((settings, record.data["fingerprint"])), []).append(record)
     found = []
     for runs in alike.values():
-        by_seed: dict[int, dict[float, float]] = {}
+        losses: dict[int, dict[float, float]] = {}
         for run in runs:
-            by_seed.setdefault(run.experiment.seed, {})[run.experiment.lr or 0] = min(e["val_loss"] for e in run.history)
-        tried = max(by_seed.values(), key=len)
+            losses.setdefault(run.experiment.seed, {})[run.experiment.lr or 0] = min(e["val_loss"] for e in run.history)
+        tried = max(losses.values(), key=len)
         found.append((runs, tried, min(tried, key=tried.__getitem__)))
     return found
 

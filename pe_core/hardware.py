@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import timeit
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -71,7 +70,7 @@ def compilation(name: str) -> str:
     return "on" if found else "off"
 
 
-def compiler_options(device: str) -> dict[str, str | int | bool | Callable[..., Any]]:
+def compiler_options(device: str) -> dict[str, Any]:
     """Options of torch's compiler for this machine."""
     march = architecture() if device == "cpu" else None
     return {"cpp.march": march} if march else {}

@@ -1,6 +1,7 @@
 """Everything is checked before anything trains: bad values of every notebook's parameters, fed as papermill feeds them."""
 
 import math
+import re
 from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ def train(experiments, runs=None, fresh=False, published=()):
     raise Reached
 
 
-TRAIN = ("sweep(", "measure.search(")  # what a cell that trains calls
+TRAINS = re.compile(r"\b(sweep|measure\.search)\(")  # what a cell that trains calls
 
 
 def start(path, **given):
@@ -70,9 +71,9 @@ def start(path, **given):
         patch.setattr(processes, "prepare", lambda: None)
         for source in others:
             exec(source, namespace)
-            if not any(trains in cell for trains in TRAIN for cell in others):
+            if not any(map(TRAINS.search, others)):
                 return True  # nothing is trained: the first cell checks
-            if any(trains in source for trains in TRAIN):
+            if TRAINS.search(source):
                 return namespace.get("run_ids") not in ([], None)
     return False
 
@@ -102,10 +103,10 @@ GOOD = {
     "factors": (0.5, *_NUMBERS),
     "facts_rate": (0.5,),
     "fractions": (0, 0.5, [0]),
+    "followed": ("", " ", []),
     "fresh": (True,),
     "heldout_share": (0.5,),
     "kv_dims": _NUMBERS,
-    "followed": ("", " ", []),
     "lr": (0.5, None),
     "models": ("", " ", []),
     "note_rate": (0.5,),

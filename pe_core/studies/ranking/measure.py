@@ -51,9 +51,13 @@ def beyond(searched: Sequence[Record]) -> list[Experiment]:
     """Wherever the best rate is an end of those tried, one more run: at twice the highest, or half the lowest."""
     asked = []
     for runs, tried, best in comparison.rates_tried(searched):
-        if best in (min(tried), max(tried)):
+        if _at_end(tried, best):
             asked.append(runs[0].experiment.model_copy(update={"lr": best * (2 if best == max(tried) else 0.5)}))
     return asked
+
+
+def _at_end(tried: dict[float, float], best: float) -> bool:
+    return best in (min(tried), max(tried))
 
 
 def repeat(searched: Sequence[Record], seeds: Iterable[int], **options: Any) -> list[Record]:
@@ -72,9 +76,8 @@ def rates(searched: Iterable[Record]) -> pd.DataFrame:
     """
     rows = []
     for runs, tried, best in comparison.rates_tried(searched):
-        at_end = best in (min(tried), max(tried))
         row: dict[Any, Any] = {"label": runs[0].label, "samples": runs[0].config["samples"], **tried}
-        rows.append({**row, "lr": best, "at_end": at_end})
+        rows.append({**row, "lr": best, "at_end": _at_end(tried, best)})
     of_losses = sorted({rate for row in rows for rate in row if isinstance(rate, float)})
     return pd.DataFrame(rows, columns=["label", "samples", *of_losses, "lr", "at_end"])
 

@@ -152,7 +152,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
     ax.set(xlabel="training tokens, each read once", ylabel="")
-    small = "; small: models of one budget" if len(last) > len(followed) else ""
+    small = "; small: the other models" if len(last) > len(followed) else ""
     far_off = [f"{label} {claims.as_number(last.percent[label], 0, '+')} %" for label in followed if label not in order]
     beyond = f"\noff the scale: {', '.join(far_off)}" if far_off else ""
     ax.set_title(f"Test perplexity against {baseline}\nhollow: no difference found{small}{beyond}", fontsize=11)
