@@ -189,7 +189,7 @@ def verdicts(found: Groups, part: Part = (), since: Groups | None = None) -> pd.
     """Every pair of models, judged together: what any page says of two of them, it reads here.
 
     Seed variance is pooled over the models and documents are resampled (`stats.contrasts`); p-values are corrected for all
-    pairs (Holm), and so are the intervals (Bonferroni), so that the best model may be picked after looking.
+    pairs (Holm) and intervals likewise (`stats.tested_among`), so that the best model may be picked after looking.
 
     Args:
         part: of the runs' held-out losses, by document and position, those to judge by: a source of a mixture, say (`sources`).
@@ -204,15 +204,14 @@ def verdicts(found: Groups, part: Part = (), since: Groups | None = None) -> pd.
         RecordError: fewer than two models, no common seed, or different held-out text.
     """
     labels, losses_MSD, tokens_D = _stack(found, part) if since is None else _changes(found, since, part)
-    M = len(labels)
-    told = stats.contrasts(losses_MSD, tokens_D)
+    M, told = len(labels), stats.contrasts(losses_MSD, tokens_D)
     above = np.triu_indices(M, 1)
-    p_holm = np.full((M, M), np.nan)
-    p_holm[above] = stats.holm(told.p[above])
-    p_holm = np.fmax(p_holm, p_holm.T)
-    pairs = M * (M - 1) // 2
-    reach = stats.quantile(told.freedom, pairs) * told.errors
-    power = reach + stats.quantile(told.freedom, 1) / 1.96 * 0.84 * told.errors  # 0.84: the normal quantile of 80 % power
+    p_holm, among = np.full((2, M, M), np.nan)
+    for matrix, corrected in ((p_holm, stats.holm(told.p[above])), (among, stats.tested_among(told.p[above]))):
+        matrix[above] = matrix.T[above] = corrected
+    reach = stats.quantile(told.freedom, among) * told.errors
+    all_pairs, one = stats.quantile(told.freedom, len(above[0])), stats.quantile(told.freedom, 1)
+    power = (all_pairs + one / 1.96 * 0.84) * told.errors  # 0.84: the normal quantile of 80 % power
     table = []
     for i, j in ((i, j) for i in range(M) for j in range(M) if i != j):
         d, half = told.differences[i, j], reach[i, j]

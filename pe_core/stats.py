@@ -114,13 +114,16 @@ def holm(p_values: list[float] | Floats) -> Floats:
     not counted.
     """
     p = np.asarray(p_values, np.float64)
-    adjusted = np.full(len(p), np.nan)
-    order = [i for i in np.argsort(p) if not np.isnan(p[i])]
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
-        adjusted[i] = largest
+    order, adjusted = np.argsort(p), np.empty(len(p))  # NaN comes last
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (np.sum(~np.isnan(p)) - np.arange(len(p)))), 1)
     return adjusted
+
+
+def tested_among(p_values: list[float] | Floats) -> Floats:
+    """Among how many comparisons Holm's procedure tests each at 5 %: m - k + 1 for the k-th smallest p-value, and for all after
+    the first that is not found, as many as for that one. Intervals for so many leave out zero where a difference is found."""
+    p = np.asarray(p_values, np.float64)
+    return np.asarray(np.sum(~np.isnan(p)) - np.minimum(np.argsort(np.argsort(p)), np.sum(holm(p) < 0.05)), np.float64)
 
 
 class Contrasts(NamedTuple):
@@ -189,9 +192,9 @@ def resampled_means(losses_MD: Floats, tokens_D: NDArray[np.integer]) -> Floats:
     return np.asarray(losses_MD @ drawn.T / (drawn @ tokens_D), np.float64)
 
 
-def quantile(freedom: Floats, comparisons: int) -> Floats:
+def quantile(freedom: Floats, comparisons: Floats | int) -> Floats:
     """Student's quantile of a two-sided 95 % interval that holds for so many comparisons together (Bonferroni)."""
-    return np.asarray(stdtrit(freedom, 1 - 0.025 / max(comparisons, 1)), np.float64)
+    return np.asarray(stdtrit(freedom, 1 - 0.025 / np.maximum(comparisons, 1)), np.float64)
 
 
 def spearman(a: Floats, b: Floats) -> Floats:

@@ -107,7 +107,7 @@
     if (state.view === "epoch") return "Intervals are 95 % over seeds; where there is one seed there is none. Losses are those of validation text.";
     if (state.measure === "percent") {
       const hollow = state.view === "position" ? "" : " Hollow: no difference found.";
-      return `Intervals are 95 % over seeds and documents and hold for all pairs of the setting's models together.${hollow}`;
+      return `Intervals are 95 % over seeds and documents, corrected for all pairs of the setting's models.${hollow}`;
     }
     return "Intervals are 95 % over documents.";
   }

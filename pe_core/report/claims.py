@@ -84,8 +84,9 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     if len(rest):
         found.append(f"**No difference found** from {baseline}: {as_list(rest)}.")
     found.append(
-        "Percentages are differences in held-out perplexity, paired by seed and document, with intervals that hold for all "
-        "pairs of models together; a difference counts as found where p < 0.05 after Holm's correction for every pair. The "
+        "Percentages are differences in held-out perplexity, paired by seed and document; a difference counts as found where "
+        "p < 0.05 after Holm's correction for every pair of models. Intervals, corrected in the same way, leave out zero where "
+        "one is found. The "
         f"smallest difference that four of five such comparisons would find is {known.detectable.median():.1f} %."
     )
     if table.seeds.max() == 1:
@@ -112,7 +113,7 @@ def cost_of_no_position(found: comparison_of_groups.Groups) -> str:
         return f"No difference is found between {nope} and the best, {best}: {as_percent(row)}."
     return (
         f"Without position information ({nope}) perplexity is {means[nope]:.1f}, {estimate.value:.0f} % above the best, "
-        f"{best} (interval {as_range(estimate, ' %')}, for all pairs together)."
+        f"{best} (interval {as_range(estimate, ' %')}, corrected for all pairs)."
     )
 
 
@@ -171,13 +172,13 @@ def paired(name: str, difference: Paired, baseline: str) -> str:
 
 
 def versus(found: comparison_of_groups.Groups, both: list[tuple[str, str]]) -> str:
-    """The first model of each pair against the second, one sentence each: the verdicts that hold for all pairs of models."""
+    """The first model of each pair against the second, one sentence each: the verdicts corrected for all pairs of models."""
     verdicts = comparison_of_groups.verdicts(found)
     return "\n\n".join(f"{label}: {judgement(judged(verdicts, label, other))}." for label, other in both)
 
 
 def judgement(row: Any) -> str:
-    """The verdict on one pair (a row of `comparison.verdicts`), with its interval for all pairs together."""
+    """The verdict on one pair (a row of `comparison.verdicts`), with its corrected interval."""
     if math.isnan(row.p_holm):
         return f"{as_number(row.percent, 1, '+')} % against {row.b}; there is no interval, so nothing can be concluded"
     interval = as_range(Estimate(row.percent, row.low, row.high), " %")

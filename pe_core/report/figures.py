@@ -237,7 +237,7 @@ def forest(table: pd.DataFrame, baseline: str) -> Figure:
     ax.axvline(0, color="0.4", lw=1)
     ax.set_yticks(range(len(rows)), rows.label)
     ax.set_ylim(-0.6, len(rows) - 0.2)
-    ax.set(xlabel="% higher perplexity; intervals hold for all pairs\nhollow: no difference found")
+    ax.set(xlabel="% higher perplexity; intervals corrected for all pairs\nhollow: no difference found")
     figure.suptitle(f"Held-out perplexity against {baseline}", x=0.02, ha="left")
     ax.grid(axis="y", visible=False)
     said = [

@@ -109,7 +109,7 @@ class _Judged:
 
 def differences_at(found: Groups, against: str, start: int, end: int) -> dict[str, list[float]]:
     """By how many percent each model's perplexity at positions [start, end) is above the baseline's, with its interval, as
-    `comparison.verdicts` has it: the intervals hold for all pairs of models together."""
+    `comparison.verdicts` has it: the intervals are corrected for all pairs of models."""
     judged = comparison.verdicts(found, (slice(None), slice(start, end)))
     return {row.a: [row.percent, row.low, row.high] for row in judged[judged.b == against].itertuples()}
 

@@ -95,7 +95,7 @@ def test_frame_sentences_tables_and_figures(trained):
     assert "single seed" not in said
     said = claims.cost_of_no_position(found)
     assert re.search(
-        r"^Without position .* \d+ % above the best, ALiBi \(interval \d+\.\d to \d+\.\d %, for all pairs together\)\.$", said
+        r"^Without position .* \d+ % above the best, ALiBi \(interval \d+\.\d to \d+\.\d %, corrected for all pairs\)\.$", said
     )
     assert claims.cost_of_no_position({"NoPE": found["NoPE"]}) == "No encoding did better than NoPE."
     assert claims.cost_of_no_position({"RoPE": found["RoPE"]}).startswith("No model without position encoding")
@@ -157,6 +157,19 @@ def test_every_encoding_is_a_choice(encoding):
     assert len(set(labels)) == len(labels)
     assert {"rope-full", "alibi-one"} < set(every)
     assert not any(name.startswith("mla") for name in every)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.4])
+def test_an_interval_leaves_out_zero_where_a_difference_is_found(tmp_path, noise):
+    shifts = np.array([0, 0.004, 0.02, 0.1, 0.3, 1.0]) * noise
+    apart = [made(tmp_path / f"{i}", "none", f"model {i}", shift=shift, noise=noise) for i, shift in enumerate(shifts)]
+    judged = comparison.verdicts(comparison.groups(apart))
+    assert len(judged) == 30
+    found = judged.verdict != comparison.NO_DIFFERENCE
+    assert found.equals((judged.low > 0) | (judged.high < 0))
+    assert found.equals(judged.p_holm < 0.05)
+    assert found.any()
+    assert not found.all()
 
 
 def test_one_against_another_and_the_order_elsewhere(trained, tmp_path):

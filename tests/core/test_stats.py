@@ -170,6 +170,15 @@ def test_holm_by_hand():
     assert len(holm([])) == 0
 
 
+def test_intervals_for_as_many_as_holm_tests_among():
+    """Of m the smallest p-value is tested among m, the next among m - 1 …, and all after the first not found as that one."""
+    assert stats.tested_among([0.04, 0.001, math.nan, 0.3, 0.002, 0.03]).tolist()[:5] == [3, 5, 3, 3, 4]
+    assert stats.tested_among([0.5, 0.6, 0.7]).tolist() == [3, 3, 3]
+    assert stats.tested_among([0.001, 0.01, 0.02]).tolist() == [3, 2, 1]
+    for p in np.random.default_rng(0).random((200, 6)) ** 4:  # many small ones
+        assert ((p * stats.tested_among(p) < 0.05) == (holm(p) < 0.05)).all()
+
+
 # --- many models at once ---------------------------------------------------------------------------------------------
 
 

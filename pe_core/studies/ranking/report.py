@@ -110,7 +110,8 @@ def reach(led: pd.DataFrame) -> str:
     at = ", ".join(f"{row.detectable:.1f} % at {_tokens(row.tokens)} tokens" for row in led.itertuples())
     return (
         "A difference counts as found where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
-        "variance is pooled over models; brackets are intervals that hold for all pairs together (Bonferroni). The smallest "
+        "variance is pooled over models; brackets are intervals corrected in the same way, which leave out zero exactly where "
+        "a difference is found. The smallest "
         f"difference that four of five such comparisons would find, as a median over pairs, is {at}. Each model's learning "
         "rate is chosen at each budget anew, on validation text."
     )
