@@ -46,7 +46,7 @@ test: .venv/.dev  ## the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: .venv/.dev  ## those that compile, start kernels or processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --dist loadfile --ignore=tests/site/test_site.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --dist worksteal --ignore=tests/site/test_site.py
 
 check: .venv/.dev  ## format, lint, types, imports, clean notebooks
 	$(BIN)/ruff format --check .

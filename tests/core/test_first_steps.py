@@ -23,9 +23,9 @@ def batches(length=48):
         yield torch.stack(columns, 1)
 
 
-def plain(encoding, layers=2):
+def plain(encoding):
     """fp32, eager, explicit scores, whole logits, unfused AdamW."""
-    model = LabForCausalLM(tiny_config(encoding, num_hidden_layers=layers)).initialise(0).train()
+    model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
     model.set_attn_implementation("eager")
     matrices = {
         f"{module}.weight" for module, m in model.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)
@@ -48,8 +48,8 @@ def plain(encoding, layers=2):
     return losses
 
 
-def ours(encoding, layers=2, **settings):
-    model = LabForCausalLM(tiny_config(encoding, num_hidden_layers=layers)).initialise(0).train()
+def ours(encoding, **settings):
+    model = LabForCausalLM(tiny_config(encoding)).initialise(0).train()
     step = TrainStep(model, Experiment(encoding=encoding, lr=1e-3, device="cpu", **settings))
     losses = [step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0] for tokens in batches()]
     assert step.compute.compiled == (settings["compile"] == "on"), "the compiler gave up"
@@ -66,38 +66,37 @@ def test_bf16_steps_are_close_to_the_plain_ones(encoding):
     assert ours(encoding, precision="bf16", compile="off") == pytest.approx(plain(encoding), abs=TOLERANCE)
 
 
-@pytest.mark.slow
-def test_compiled_steps_are_the_plain_ones(encoding):
-    """In one graph, forward and backward. Of one layer: a second one doubles what the compiler takes, and is the same code."""
-    expected, compiled = plain(encoding, layers=1), ours(encoding, layers=1, precision="fp32", compile="on")
-    assert compiled == pytest.approx(expected, abs=1e-3)
-    assert compiled[0] == pytest.approx(expected[0], abs=1e-5)
+def gradients(encoding, **settings):
+    """Loss and gradients of one batch, of sizes for which the compiler takes whole blocks of vectors."""
+    model = tiny_model(encoding, num_hidden_layers=1, hidden_size=128).train()
+    compute = LossFunction(model, Experiment(encoding=encoding, device="cpu", **settings))
+    tokens = next(batches(64))
+    loss = compute(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    loss.backward()
+    assert compute.compiled == (settings["compile"] == "on"), "the compiler gave up"
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(hardware.precision("auto", "cpu") != "bf16", reason="this processor trains in fp32")
-def test_compiled_bf16_gradients_are_the_plain_ones(encoding):
-    """Of sizes for which the compiler takes whole blocks of vectors, in the number format that this machine trains in."""
-    losses, gradients = [], []
-    for own in ({"precision": "fp32", "compile": "off"}, {"precision": "bf16", "compile": "on"}):
-        model = tiny_model(encoding, num_hidden_layers=1, hidden_size=128).train()
-        compute = LossFunction(model, Experiment(encoding=encoding, device="cpu", **own))
-        tokens = next(batches(64))
-        loss = compute(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert compute.compiled, "the compiler gave up"
-    assert losses[1] == pytest.approx(losses[0], abs=TOLERANCE)
-    expected, actual = gradients
-    assert expected.keys() == actual.keys()
-    for name, gradient in expected.items():
-        assert (actual[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-6, name
+def test_compiled_gradients_are_the_plain_ones(encoding):
+    """In one graph, in the number format that this machine trains in: bf16 as near to fp32 as it is uncompiled (1 to 3 % for
+    most, 14 % for CoPE, 80 % for TAPA). Of one layer: a second one doubles what the compiler takes, and is the same code."""
+    precision = hardware.precision("auto", "cpu")
+    loss, exact = gradients(encoding, precision="fp32", compile="off")
+    _, plain = gradients(encoding, precision=precision, compile="off")
+    compiled_loss, compiled = gradients(encoding, precision=precision, compile="on")
+    assert compiled_loss == pytest.approx(loss, abs=TOLERANCE if precision == "bf16" else 1e-5)
+    assert exact.keys() == compiled.keys()
+    share = 0.02 if precision == "bf16" else 1e-4
+    for name, gradient in exact.items():
+        rounding = (plain[name] - gradient).norm()
+        assert (compiled[name] - gradient).norm() <= 2 * rounding + share * gradient.norm() + 1e-6, name
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("encoding", ["rope", "t5", "path"])
-def test_compiled_bf16_steps_repeat_to_the_bit(encoding):
-    first = ours(encoding, precision="bf16", compile="on")
-    assert first == pytest.approx(plain(encoding), abs=TOLERANCE)
-    assert first == ours(encoding, precision="bf16", compile="on")
+def test_compiled_steps_repeat_to_the_bit(encoding, precision):
+    first = ours(encoding, precision=precision, compile="on")
+    assert first == pytest.approx(plain(encoding), abs=TOLERANCE if precision == "bf16" else 1e-3)
+    assert first == ours(encoding, precision=precision, compile="on")
