@@ -10,7 +10,7 @@ LAB ?=
 BOOK := book/_build/html/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help nope test test-slow check book experiments pages site-check bench gpu-check lab clean
+.PHONY: help nope test test-slow attack audit check book experiments pages site-check bench gpu-check lab clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +47,13 @@ test: .venv/.dev  ## the tests (a few minutes)
 
 test-slow: .venv/.dev  ## those that compile, start kernels or processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --dist worksteal --ignore=tests/site/test_site.py
+
+attack: .venv/.dev  ## bad input, write errors, damaged files and kills, all of each (about an hour); `make test` takes a sample
+	PE_ATTACK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal tests/attack tests/site/test_parameters.py -s
+
+audit: .venv/.dev  ## known vulnerabilities of what constraints.txt pins (asks pypi.org)
+	@$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 check: .venv/.dev  ## format, lint, types, imports, clean notebooks
 	$(BIN)/ruff format --check .

@@ -10,16 +10,16 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin
 
-from pe_core import distributed, process
+from pe_core import distributed, files, process
 from pe_core.config import PRESETS, Experiment
-from pe_core.errors import ConfigError, CorpusError, LabError, RecordError, unknown
+from pe_core.errors import ConfigError, CorpusError, LabError, RecordError, shown, unknown
 
 if TYPE_CHECKING:
     from pe_core.records import Record
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     given = [re.sub(r"^--[a-z_]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     try:
+        for word in given:
+            if word.startswith("--") and word.endswith("=--"):  # argparse would take the value away
+                raise ConfigError(f"{word}: a value is needed")
         parsed, rest = _parser().parse_known_args(given)
         if rest:
             known = parsed.options_known
@@ -118,9 +121,9 @@ def _parser() -> _Parser:
     generated.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 takes the likeliest (default: 0.8)")
     generated.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (default: 0)")
     _finish(generated, _generate)
-    shown = commands.add_parser("show", help="one finished run", epilog=_EXAMPLES)
-    shown.add_argument("run", help="its id, the beginning of its id, or its folder")
-    _finish(shown, _show)
+    one = commands.add_parser("show", help="one finished run", epilog=_EXAMPLES)
+    one.add_argument("run", help="its id, the beginning of its id, or its folder")
+    _finish(one, _show)
     return parser
 
 
@@ -169,9 +172,9 @@ def _value(name: str, text: str) -> Any:
     kinds = _kinds(Experiment.model_fields[name].annotation)
     if _metavar(kinds[0]) == "JSON":
         try:
-            return json.loads(text)
+            return files.from_json(text)
         except ValueError as error:
-            raise ConfigError(f"{name}={text!r}: should be JSON, as '{{\"slope\": 0.0625}}' ({error})") from None
+            raise ConfigError(f"{name}={shown(text)}: should be JSON, as '{{\"slope\": 0.0625}}' ({error})") from None
     return None if text.lower() == "none" and type(None) in kinds else text
 
 
@@ -194,7 +197,7 @@ def _option(text: str, encodings: set[str]) -> tuple[str | None, str, Any]:
     if dot and owner not in encodings:
         raise ConfigError(f"-o {text}: {unknown('encoding', owner, encodings)}")
     try:
-        return owner or None, name, json.loads(value)
+        return owner or None, name, files.from_json(value)
     except ValueError:
         return owner or None, name, value  # a word
 
@@ -268,7 +271,7 @@ def _find(name: str, folder: str | None) -> Record:
     """A finished run by its folder, its id, or the beginning of its id."""
     from pe_core import paths, records
 
-    if Path(name).exists():
+    if os.path.exists(name):  # False of what no file can be called
         return records.load(name)
     home = paths.runs(folder, reading=True)
     runs = sorted(path.parent.name for path in home.glob(f"*/{records.RECORD}"))
@@ -327,8 +330,8 @@ def _list(parsed: argparse.Namespace) -> Any:
     rows = _LISTS[parsed.what]()
     if parsed.json:
         return rows
-    shown = [[", ".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else str(x) for x in r.values()] for r in rows]
-    return _columns([list(rows[0]), *shown])
+    cells = [[", ".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else str(x) for x in r.values()] for r in rows]
+    return _columns([list(rows[0]), *cells])
 
 
 def _encodings() -> _Values:

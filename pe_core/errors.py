@@ -9,7 +9,11 @@ LONGEST = 4_096  # characters of a name: as long as a path may be
 
 
 class LabError(Exception):
-    """Base of every error this project raises on purpose. Its message is one line."""
+    """Base of every error this project raises on purpose. Its message is one line that any terminal can show: control
+    characters and broken ones, of a name that a user gave, are written as escapes."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message)))
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks for this: a notebook (and so papermill) shows the one line, not forty frames above it.

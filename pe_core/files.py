@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import shutil
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from pe_core.errors import WriteError
 
@@ -54,6 +57,35 @@ def write_folder(path: Path, content: Callable[[Path], Any]) -> None:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def folder(path: Path) -> Path:
+    """A folder that is there from now on. Raises WriteError where it cannot be made."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class Lock(FileLock):  # type: ignore[misc, valid-type]
+    """One process at a time; the lock's folder is made where it is not. Raises WriteError where the lock cannot be made."""
+
+    def acquire(self, *arguments: Any, **named: Any) -> Any:
+        path = Path(self.lock_file)
+        folder(path.parent)
+        try:
+            return super().acquire(*arguments, **named)
+        except Timeout:  # an OSError too
+            raise
+        except OSError as error:
+            raise WriteError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def from_json(text: str | bytes) -> Any:
+    """What a text in JSON says. Raises ValueError where it is not JSON, or nested more deeply than Python reads."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _beside(path: Path) -> Path:

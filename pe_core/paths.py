@@ -25,7 +25,7 @@ def runs(folder: str | Path | None = None, reading: bool = False) -> Path:
     if "://" in str(folder):
         raise RecordError(f"runs='{folder}': a URL is for sweeps with an address; elsewhere name a folder")
     default = (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "runs"
-    path = expanded(str(folder or os.environ.get("PE_RUNS") or default)).resolve()
+    path = Path(os.path.realpath(expanded(str(folder or os.environ.get("PE_RUNS") or default))))
     if reading:
         if folder and not path.is_dir():
             raise RecordError(f"runs folder '{path}' does not exist")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -16,15 +15,14 @@ import numpy as np
 import pandas as pd
 import pydantic
 
-from pe_core import encodings, files, metrics, paths, progress
+from pe_core import encodings, files, metrics, paths, progress, saved_model
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
 from pe_core.stats import Estimate
 
 SCHEMA = 2  # 1: one held-out side, which training stopped by and results were reported on
-RECORD, LOSSES, MODEL, CHECKPOINT = "record.json", "heldout.npz", "model", "checkpoint.pt"
-WEIGHTS = "model.safetensors"  # in the folder of the model
+RECORD, LOSSES, MODEL, CHECKPOINT = "record.json", "heldout.npz", saved_model.FOLDER, "checkpoint.pt"
 # A study's published runs: a record a line, and the held-out losses of all of them (see `publish`).
 RECORDS, ALL_LOSSES = "records.jsonl", "losses.npz"
 # What may differ between two runs of the same experiment on the same machine.
@@ -136,53 +134,29 @@ class Record(pydantic.BaseModel):
         return metrics.position_curve(self.heldout)
 
     def model(self) -> Any:
-        """The best weights, as a `transformers` model in evaluation mode."""
-        from pe_core.model import LabForCausalLM
+        """The best weights, as a `transformers` model in evaluation mode. Raises RecordError where they cannot be read."""
+        return saved_model.model(self._folder / MODEL)
 
-        return LabForCausalLM.from_pretrained(self._folder / MODEL).eval()
+    def tokenizer(self) -> Any:
+        """The tokenizer saved with them. Raises RecordError where it cannot be read."""
+        return saved_model.tokenizer(self._folder / MODEL)
 
     def generate(self, text: str, tokens: int = 64, temperature: float = 0.8, seed: int = 0) -> str:
         """The text continued by the run's model, sampled at a temperature (0: always the likeliest token).
 
         Raises:
-            RecordError: the run was trained on a task, or its weights are gone.
+            RecordError: the run was trained on a task, or its weights are gone or damaged.
         """
-        import torch
-
         self.need_text()
-        if not (self._folder / MODEL).exists():
-            raise RecordError(f"run {self.run}: its weights are not in '{self._folder}'; train it again to generate")
-        with progress.quiet_transformers():
-            tokenizer, model = self.tokenizer(), self.model()
-        # The end-of-text token typed by a user is text, not the control token.
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False, split_special_tokens=True).input_ids
-        if not ids.shape[1]:
-            ids = torch.tensor([[tokenizer.eos_token_id]])
-        sampled = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        with torch.random.fork_rng([]), progress.quiet_transformers():  # it would warn of lengths beyond those trained on
-            torch.manual_seed(seed)
-            made = model.generate(ids, max_new_tokens=tokens, pad_token_id=tokenizer.eos_token_id, **sampled)
-        return text + str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+        return saved_model.generate(self._folder / MODEL, text, tokens, temperature, seed)
 
     def damage(self) -> str | None:
         """What is missing of a run that this machine trained, or not as it was written; `None` where all is there."""
-        weights = self._folder / MODEL / WEIGHTS
         try:
-            with weights.open("rb") as file:
-                [header] = struct.unpack("<Q", file.read(8))
-                ends = [one["data_offsets"][1] for name, one in json.loads(file.read(header)).items() if name != "__metadata__"]
-            if weights.stat().st_size != 8 + header + max(ends):
-                return f"its weights ({weights.name}) are cut off"
-            if not (self._folder / MODEL / "tokenizer.json").stat().st_size:
-                return "its tokenizer is empty"
             _ = self.heldout
         except RecordError as error:
             return str(error)
-        except OSError as error:
-            return f"its weights or tokenizer cannot be read ({error.strerror})"
-        except (ValueError, KeyError, TypeError, MemoryError, OverflowError, struct.error):
-            return f"its weights ({weights.name}) are damaged"
-        return None
+        return saved_model.damage(self._folder / MODEL)
 
     @property
     def held_out(self) -> str:
@@ -190,11 +164,6 @@ class Record(pydantic.BaseModel):
         documents, cut = self.metrics["documents"], self.data.get("blocks_of")
         of = "" if cut is None else " of one document" if cut == 1 else f" of {cut} documents"
         return f"{documents} held-out {'block' if cut else 'document'}{'' if documents == 1 else 's'}{of}"
-
-    def tokenizer(self) -> Any:
-        from transformers import PreTrainedTokenizerFast  # `AutoTokenizer` may run code that lies in the folder
-
-        return PreTrainedTokenizerFast.from_pretrained(self._folder / MODEL, local_files_only=True)
 
     def keep(self, name: str, found: Any) -> None:
         """Write what the weights were found to do beside the record, as JSON, in one step: several processes may measure at
@@ -211,7 +180,7 @@ class Record(pydantic.BaseModel):
         if not file.exists():
             return None
         try:
-            return json.loads(file.read_text())
+            return files.from_json(file.read_text())
         except ValueError as error:
             raise self.unreadable(name, error) from None
 
@@ -227,8 +196,7 @@ class Record(pydantic.BaseModel):
     def save(self, folder: Path) -> None:
         """Write the record, last of all files and in one step: where it exists, the run is complete."""
         self._folder = folder
-        text = json.dumps(without_nan(self.model_dump()), indent=1, allow_nan=False)
-        files.write(folder / RECORD, text + "\n")
+        files.write(folder / RECORD, json.dumps(without_nan(self.model_dump()), indent=1, allow_nan=False) + "\n")
 
 
 # Without these nothing can be said of a run.
@@ -250,14 +218,14 @@ def load(path: str | Path) -> Record:
     try:
         file = file / RECORD if file.is_dir() else file
         return _parsed(file.read_text(), file)
-    except OSError as error:
-        raise RecordError(f"no run record at '{file}' ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"no run record at '{file}' ({getattr(error, 'strerror', error)})") from None
 
 
 def _parsed(text: str, file: Path) -> Record:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = files.from_json(text)
+    except ValueError as error:
         raise RecordError(f"run record '{file}' is not JSON ({error}); the command that made the run repairs it") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in (1, SCHEMA):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from pe_core import data, distributed, encodings, files, hardware, metrics, model_card, paths, process, progress, records
+from pe_core import data, distributed, encodings, files, hardware, metrics, paths, process, progress, records, saved_model
 from pe_core.config import Experiment
 from pe_core.data import corpora, dataset
 from pe_core.data.dataset import Data
@@ -58,10 +58,8 @@ def run(
     prepared = _prepared(experiment, root / ".cache")
     folder = root / run_id(experiment, prepared)
     label = experiment.label
-    locks = root / ".locks"
-    locks.mkdir(exist_ok=True)
     threads = torch.get_num_threads()
-    lock = FileLock(locks / f"{folder.name}.lock", timeout=LOCK_SECONDS if lock_seconds is None else lock_seconds)
+    lock = files.Lock(root / ".locks" / f"{folder.name}.lock", LOCK_SECONDS if lock_seconds is None else lock_seconds)
 
     def begin() -> tuple[bool, Record | None]:
         """Whether to train, and the run to start from."""
@@ -75,7 +73,7 @@ def run(
         start = start_record(experiment, prepared, root)  # before anything is deleted
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.folder(folder)
         return True, start
 
     try:
@@ -178,7 +176,7 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
 
     if distributed.rank() > 0:
         return
-    _save_model(model, prepared, folder)
+    saved_model.save(model, prepared.tokenizer, folder / records.MODEL)
     heldout.save(folder / records.LOSSES)
     record = Record(
         run=folder.name,
@@ -202,21 +200,8 @@ def _train_and_measure(experiment: Experiment, prepared: Data, folder: Path, lab
         },
         created=records.now(),
     )
-    model_card.write(record, folder)
+    saved_model.write_card(record, folder / records.MODEL)
     record.save(folder)
-
-
-def _save_model(model: LabForCausalLM, prepared: Data, folder: Path) -> None:
-    """Model and tokenizer, as transformers loads them."""
-    # `generate` goes on from the last token of each row, so a batch is padded on the left.
-    prepared.tokenizer.padding_side = prepared.tokenizer.init_kwargs["padding_side"] = "left"  # the second has it saved
-
-    def save(where: Path) -> None:
-        with progress.quiet_transformers():
-            model.save_pretrained(where)
-        prepared.tokenizer.save_pretrained(where)
-
-    files.write_folder(folder / records.MODEL, save)
 
 
 _BLOCKS = "; too few documents ({}) to hold whole ones out: blocks of them are, and intervals say nothing of other texts"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from pe_core import files, paths, progress
@@ -198,9 +197,7 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     folder = cache / "tokens" / f"{_slug(Path(corpus.name).name)}-{name}"
     streams = _load_streams(folder)
     if streams is None:
-        with files.writing(folder.parent):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process makes the same: it is there when that ends
+        with files.Lock(folder.with_name(f".{folder.name}.lock")):  # another process makes the same: it is there when that ends
             streams = _load_streams(folder)
             if streams is None:
                 journal = folder.with_name(f".{folder.name}.stream")
@@ -322,15 +319,16 @@ def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:
         with journal.open("rb") as lines:
             for line in lines:
                 try:
-                    entry = json.loads(line)
-                except ValueError:
+                    entry = files.from_json(line)
+                    documents, place = entry["documents"], entry["place"]
+                except (ValueError, KeyError, TypeError):
                     break
-                yield from entry["documents"]
-                place, size = entry["place"], size + len(line)
+                yield from documents
+                size += len(line)
         os.truncate(journal, size)
     if place:
         progress.say(f"{corpus.name}: going on where an earlier pass was cut off.")
-    documents: list[str] = []
+    documents = []
     with journal.open("a", encoding="utf-8") as file:
         for document, here in corpus.after(place):
             documents.append(document)
@@ -361,7 +359,7 @@ def _load_streams(folder: Path) -> Streams | None:
     if not folder.exists():
         return None
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = files.from_json((folder / "meta.json").read_text())
         for name, expected in meta["sha256"].items():
             if _sum(folder / name) != expected:
                 raise ValueError(f"{name} differs from what was written")

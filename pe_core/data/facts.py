@@ -7,15 +7,15 @@ B is A. A fact sentence is a document of its own, mixed into the training text; 
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pe_core import files
 from pe_core.errors import CorpusError, unknown
 from pe_core.paths import expanded
 
@@ -244,8 +244,8 @@ def from_files(name: str) -> Facts:
     folder = path if path.is_dir() else path.parent
     trained = sorted(folder.glob("*train*.jsonl")) if path.is_dir() else [path]
     tests = sorted(file for file in folder.glob("*test*.jsonl") if "train" not in file.stem and file not in trained)
-    for files, kind in ((trained, "train"), (tests, "test")):
-        if not files:
+    for found, kind in ((trained, "train"), (tests, "test")):
+        if not found:
             raise CorpusError(f"facts='{name}': no *{kind}*.jsonl file in '{folder}'")
     statements = list(dict.fromkeys(row for file in trained for row in _rows(file)))
     asked = {file: _rows(file) for file in tests}
@@ -352,7 +352,7 @@ def _rows(path: Path) -> list[_Row]:
             continue
         where = f"facts file '{path}', line {number}"
         try:
-            row: Any = json.loads(line)
+            row = files.from_json(line)
         except ValueError as error:
             raise CorpusError(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
         for field in ("prompt", "completion"):

@@ -12,6 +12,7 @@ import hashlib
 import html
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import sysconfig
@@ -21,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pe_core import files
 from pe_core.errors import CorpusError
 from pe_core.paths import expanded
 
@@ -178,13 +180,13 @@ def from_files(name: str) -> Corpus:
     path = expanded(pattern)
     if path.is_dir():
         # Hidden files and folders (.git, .ipynb_checkpoints) are not what a person means by "this folder".
-        paths = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+        paths = sorted(p for p in path.rglob("*") if os.path.isfile(p) and not _hidden(p.relative_to(path)))
         if not paths:
             raise CorpusError(f"corpus='{name}': the folder holds no files")
     elif path.is_file():
         paths = [path]
     else:
-        paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not paths:
         raise CorpusError(f"corpus='{name}': no such file, and the pattern matches none")
     for file in paths:
@@ -252,8 +254,8 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested as deep
+                row = files.from_json(line)
+            except ValueError as error:  # not JSON, a number of thousands of digits, or nested as deep
                 reason = getattr(error, "msg", error)
                 raise CorpusError(f"corpus file '{path}', line {number}: not JSON ({reason})") from None
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
@@ -282,7 +284,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 
 def _file_chunks(paths: list[Path]) -> Iterator[bytes]:
     for path in paths:
-        yield f"{path.name}\0{path.stat().st_size}\0".encode()
+        yield os.fsencode(path.name) + f"\0{path.stat().st_size}\0".encode()
         try:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):

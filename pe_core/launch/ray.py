@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from pe_core import data, paths, progress, records, runner
+from pe_core import data, files, paths, progress, records, runner
 from pe_core.config import Experiment
 from pe_core.errors import ConfigError, LabError, RecordError, TrainingError
 from pe_core.launch import processes
@@ -137,8 +135,7 @@ def _trial(one: Experiment, runs: str, fresh: bool, label: str, messages: Any) -
     try:
         root = paths.runs(Path(tempfile.gettempdir()) / f"pe_core-{os.getuid()}" if url else runs)
         one = one.resolved()
-        (root / ".locks").mkdir(exist_ok=True)
-        with FileLock(root / ".locks" / "data.lock"):  # of several trials the first one fills the cache
+        with files.Lock(root / ".locks" / "data.lock"):  # of several trials the first one fills the cache
             name = runner.run_id(one, data.prepare(one, root / ".cache"))
         if url and not fresh and _holds(url, name):
             progress.say(f"already trained, in {url}.")

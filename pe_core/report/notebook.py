@@ -147,6 +147,7 @@ def quick(known: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 def _assigned(cell: str) -> dict[str, Any]:
     """Names a cell of plain assignments sets, with their values."""
     values: dict[str, Any] = {}
-    exec(cell, values)  # it has run already; papermill writes some values as calls, as in float("nan")
+    # It has run already; papermill writes some values as calls, as in float("nan").
+    exec(cell, values)  # noqa: S102
     del values["__builtins__"]
     return values

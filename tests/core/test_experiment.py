@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import interrupted_at, publish_records, small
 
-from pe_core import data, metrics, paths, records, runner, sweeper, trainer
+from pe_core import data, files, metrics, paths, records, runner, sweeper, trainer
 from pe_core.errors import RecordError, TrainingError
 from pe_core.launch import processes
 from pe_core.report import tables
@@ -272,7 +272,7 @@ def test_two_processes_never_train_the_same_run(library, tmp_path, monkeypatch):
     folder = runner.run(small(library), tmp_path).folder
     (folder / records.RECORD).unlink()
     lock = tmp_path / ".locks" / f"{folder.name}.lock"
-    with runner.FileLock(lock), pytest.raises(RecordError, match="is being trained by another process"):
+    with files.Lock(lock), pytest.raises(RecordError, match="is being trained by another process"):
         runner.run(small(library), tmp_path, fresh=True)
     assert folder.exists(), "a fresh run must not delete what another process is writing"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import tiny_model as tiny
 
-from pe_core import files, records, runner, trainer
+from pe_core import files, records, runner, saved_model, trainer
 from pe_core.config import Experiment
 from pe_core.errors import RecordError, TrainingError, WriteError
 from pe_core.trainer import TrainState
@@ -128,9 +128,9 @@ def test_a_checkpoint_that_cannot_be_read_is_kept_aside(tmp_path):
 
 
 DAMAGE = {
-    "weights gone": lambda folder: (folder / records.MODEL / records.WEIGHTS).unlink(),
-    "weights cut off": lambda folder: os.truncate(folder / records.MODEL / records.WEIGHTS, 1_000_000),
-    "weights empty": lambda folder: os.truncate(folder / records.MODEL / records.WEIGHTS, 0),
+    "weights gone": lambda folder: (folder / records.MODEL / saved_model.WEIGHTS).unlink(),
+    "weights cut off": lambda folder: os.truncate(folder / records.MODEL / saved_model.WEIGHTS, 1_000_000),
+    "weights empty": lambda folder: os.truncate(folder / records.MODEL / saved_model.WEIGHTS, 0),
     "tokenizer gone": lambda folder: (folder / records.MODEL / "tokenizer.json").unlink(),
     "losses empty": lambda folder: os.truncate(folder / records.LOSSES, 0),
     "losses gone": lambda folder: (folder / records.LOSSES).unlink(),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pe_core import comparison, data, hardware, metrics, progress, records, stats
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, Tokens
-from pe_core.errors import ConfigError
+from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -49,7 +49,7 @@ def heldout(
         documents = np.concatenate([held.test_documents[:, start : start + length] for start in starts])
         losses = _losses(record, tokens, encoding, options)
         HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]).save(file)
-    return HeldOut.load(file)
+    return _read(record, file)
 
 
 def sliding(
@@ -77,7 +77,14 @@ def sliding(
         # Pieces stood one below the other; here the scored halves of a window stand side by side again.
         losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
         HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]).save(file)
-    return HeldOut.load(file)
+    return _read(record, file)
+
+
+def _read(record: Record, file: Path) -> HeldOut:
+    try:
+        return HeldOut.load(file)
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
+        raise RecordError(f"run {record.run}: '{file.name}' cannot be read ({error}); delete it to measure again") from None
 
 
 def _file(kind: str, record: Record, length: int, longest: int, windows: int, encoding: str | None, options: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pe_core import paths
+from pe_core import files, paths
 from pe_core.errors import RecordError
 
 FOLDER = "throughput"  # of records, one file a kind of machine
@@ -38,7 +37,7 @@ def load(path: str | Path | None = None) -> list[dict[str, Any]]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads(file.read_text())
+        record: dict[str, Any] = files.from_json(file.read_text())
         frame(record)
     except OSError:
         raise RecordError(f"no throughput record at '{file}'; `make bench` makes one") from None
