@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
 import os
 import re
 import sys
@@ -54,9 +53,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    given = [re.sub(r"^--[a-z_]+", lambda name: name[0].replace("_", "-"), word) for word in words]
+    end = words.index("--") if "--" in words else len(words)  # what follows is text
+    given = [re.sub(r"^--[a-z_]+", lambda name: name[0].replace("_", "-"), word) for word in words[:end]] + [*words[end:]]
     try:
-        for word in given:
+        for word in given[:end]:
             if word.startswith("--") and word.endswith("=--"):  # argparse would take the value away
                 raise ConfigError(f"{word}: a value is needed")
         parsed, rest = _parser().parse_known_args(given)
@@ -164,7 +164,7 @@ def _metavar(annotation: Any) -> str:
     first = _kinds(annotation)[0]
     if get_origin(first) is Literal:
         return "|".join(get_args(first))
-    return {int: "N", float: "X", str: "NAME"}.get(first, "JSON")
+    return {int: "N", float: "X", str: "NAME", bool: "true|false"}.get(first, "JSON")
 
 
 def _value(name: str, text: str) -> Any:
@@ -175,6 +175,8 @@ def _value(name: str, text: str) -> Any:
             return files.from_json(text)
         except ValueError as error:
             raise ConfigError(f"{name}={shown(text)}: should be JSON, as '{{\"slope\": 0.0625}}' ({error})") from None
+    if kinds[0] is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
     return None if text.lower() == "none" and type(None) in kinds else text
 
 
@@ -288,9 +290,12 @@ def _compare(parsed: argparse.Namespace) -> Any:
     from pe_core.report import compare
 
     found = [_find(name, parsed.runs) for name in parsed.chosen] or records.load_all(parsed.runs)
+    if parsed.csv and parsed.json:
+        raise ConfigError("one of --csv and --json can be printed, not both")
     chosen = compare.comparisons(found, parsed.against)
     if parsed.plot:
-        compare.plot(*chosen[0], parsed.plot)
+        file = compare.plot(*chosen[0], parsed.plot)
+        print(f"Drawn: {file}" + (f", the first of {len(chosen)} settings" if len(chosen) > 1 else ""), file=sys.stderr)
     if parsed.csv or parsed.json:
         import pandas as pd
 
@@ -311,13 +316,17 @@ def _plot(parsed: argparse.Namespace) -> Any:
 
 def _generate(parsed: argparse.Namespace) -> Any:
     _at_least_one(tokens=parsed.tokens)
-    if not 0 <= parsed.temperature < math.inf:
-        raise ConfigError(f"temperature={parsed.temperature:g}: should be 0 or more")
+    if parsed.temperature != 0 and not 0.01 <= parsed.temperature <= 100:  # beyond, numbers run out
+        raise ConfigError(f"temperature={parsed.temperature:g}: should be 0, or from 0.01 to 100")
+    if not 0 <= parsed.seed < 2**63:
+        raise ConfigError(f"seed={parsed.seed}: should be 0 or more, and below 2^63")
     text = _find(parsed.run, parsed.runs).generate(parsed.text, parsed.tokens, parsed.temperature, parsed.seed)
     return {"text": text} if parsed.json else text
 
 
 def _list(parsed: argparse.Namespace) -> Any:
+    if parsed.csv and parsed.json:
+        raise ConfigError("one of --csv and --json can be printed, not both")
     if parsed.what not in _LISTS:
         raise ConfigError(unknown("list", parsed.what, _LISTS))
     if parsed.what == "runs":

@@ -47,9 +47,9 @@ def groups(records: Sequence[Record]) -> Groups:
 
 
 def _settings(record: Record) -> dict[str, Any]:
-    """All settings but the seed. In place of the run that training started from: that run's, where it lies beside this one."""
+    """All settings but the seed and `TEXT`. In place of the run that training started from: that run's, where it is there."""
     # Through Experiment: a record made before a setting existed has that setting's default.
-    settings = {name: value for name, value in record.experiment if name != "seed"}
+    settings = {name: value for name, value in record.experiment if name not in ("seed", *TEXT)}
     if settings["start"] is not None and (file := record.folder.parent / settings["start"] / RECORD).exists():
         settings["start"] = _settings(load(file))
     return settings
@@ -84,6 +84,8 @@ def difference(group: list[Record], baseline: list[Record]) -> Paired:
     return percent([(a.heldout, b.heldout) for a, b in pairs])
 
 
+# The same text may lie at several paths: the fingerprint of its windows says whether it is the same.
+TEXT = {"corpus", "tokenizer", "facts"}
 # What may differ between two models that are compared with each other.
 COMPARED = {"encoding", "options", "attention", "kv_dim", "rope_dim", "seed", "lr"}
 
@@ -94,7 +96,7 @@ def settings(found: Iterable[Record]) -> list[list[Record]]:
     apart: dict[str, list[Record]] = {}
     for record in found:
         config = dict(record.experiment)  # through Experiment: settings younger than the record have their defaults
-        key = [config[name] for name in sorted(config) if name not in COMPARED]
+        key = [config[name] for name in sorted(config) if name not in COMPARED | TEXT]
         apart.setdefault(repr([key, record.data["fingerprint"]]), []).append(record)
     return sorted(apart.values(), key=_weight, reverse=True)
 

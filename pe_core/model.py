@@ -1,7 +1,7 @@
 """The Pythia decoder (GPT-NeoX architecture, Black et al. 2022, arXiv 2204.06745) with a pluggable position encoding.
 
 An ordinary `transformers` model: `save_pretrained`, `from_pretrained`, `generate` and the Auto classes work once
-`pe_core` is imported. Shapes: B batch, T tokens, S keys, D hidden, V vocabulary.
+`pe_core.model` is imported. Shapes: B batch, T tokens, S keys, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pe_core import encodings
 from pe_core.attention import ATTENTIONS, Positions, documents
@@ -94,6 +95,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
     _input_embed_layer = "embed_in"
     _supports_sdpa = True
     _no_split_modules = ["Layer"]
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: LabConfig) -> None:
         super().__init__(config)
@@ -108,6 +110,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         self.layers = nn.ModuleList(Layer(config, self.encoding.for_layer(i), i) for i in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.gradient_checkpointing = False  # transformers sets it
         self.post_init()
 
     @torch.no_grad()
@@ -122,6 +125,9 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.embed_out
+
+    def set_output_embeddings(self, new: nn.Linear) -> None:
+        self.embed_out = new
 
     @torch.no_grad()
     def initialise(self, seed: int) -> LabForCausalLM:
@@ -149,7 +155,10 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         states, attentions = [], []
         for layer in self.layers:
             states.append(x_BTD)
-            x_BTD, weights = layer(x_BTD, positions, cache)
+            if self.gradient_checkpointing and self.training:
+                x_BTD, weights = self._gradient_checkpointing_func(layer.__call__, x_BTD, positions, None)
+            else:
+                x_BTD, weights = layer(x_BTD, positions, cache)
             attentions.append(weights)
         return self.final_layer_norm(x_BTD), states, attentions
 
@@ -208,7 +217,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         num_items_in_batch: Tensor | int | None = None,
@@ -217,6 +226,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         """The `transformers` interface: logits (B, T, V), with a KV cache and padded batches.
 
         Args:
+            logits_to_keep: the last so many tokens' logits alone (0: all), or those of the places given.
             attention_mask: (B, S), 0 for padding. Positions count the tokens that are not padding. Encodings by content
                 (`cope`, say) may count padding between tokens: where a cached text goes on, pad it on the left.
             position_ids: (B, T) positions of `input_ids`, instead of counting. Where they do not rise, another document begins:
@@ -227,8 +237,11 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
             output_attentions: weights per layer; needs `attn_implementation="eager"`.
 
         Raises:
-            ConfigError: `output_attentions` under another attention implementation, or a cache of fixed size.
+            ConfigError: `output_attentions` under another attention implementation, a cache of fixed size, or a mask of more
+                dimensions.
         """
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ConfigError(f"attention_mask of shape {list(attention_mask.shape)}: (rows, tokens), 0 for padding, is needed")
         if output_attentions and self.config._attn_implementation != "eager":
             raise ConfigError('output_attentions needs explicit scores: model.set_attn_implementation("eager")')
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
@@ -245,7 +258,8 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         if position_ids is not None:
             positions = self._apart(positions, past, past_key_values)
         x_BTD, states, attentions = self.hidden(input_ids, positions, past_key_values)
-        logits = self.embed_out(x_BTD[:, -logits_to_keep:] if logits_to_keep else x_BTD)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        logits = self.embed_out(x_BTD if isinstance(kept, int) else x_BTD[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
@@ -300,3 +314,5 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 AutoModelForCausalLM.register(LabConfig, LabForCausalLM)
+# Its `Trainer` shifts labels for label smoothing where a model's class is among these names alone.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LabConfig.model_type] = LabForCausalLM.__name__

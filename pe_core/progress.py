@@ -41,6 +41,10 @@ def say(sentence: str) -> None:
     else:
         tqdm.write(sentence, file=sys.stdout)
         sys.stdout.flush()
+        if type(sys.stderr).__module__.startswith("ipykernel") and (outside := _outside()):
+            with outside:  # a log, where nothing else would tell how far a notebook is; on a terminal there is the bar
+                if not outside.isatty():
+                    outside.write(f"{sentence}\n")
 
 
 def epoch_line(row: dict[str, Any]) -> str:

@@ -122,7 +122,7 @@ def start_record(experiment: Experiment, prepared: Data, runs: Path) -> Record |
     record = records.load(runs / experiment.start)
     settings = record.experiment
     for name in _SHARED_BY_START:
-        theirs, ours = getattr(settings, name), getattr(experiment, name)
+        theirs, ours = ({**dict(one), **corpora.by_content(one)}[name] for one in (settings, experiment))
         if theirs != ours:
             raise RecordError(f"start='{experiment.start}': that run has {name}={theirs!r}, this one {ours!r}")
     if record.data["corpus_version"] != prepared.about["corpus_version"]:
@@ -236,8 +236,7 @@ def name_of(experiment: Experiment, fingerprint: str) -> str:
     """`<encoding>-<preset>-<digest>`. Options at their defaults are left out, as settings are, so that an option added later
     does not rename the runs made before it. Of files counts what is in them, by the fingerprint, and not their path."""
     options = encodings.options(experiment.encoding, experiment.options).model_dump(exclude_defaults=True)
-    corpus = "files" if corpora.is_local(experiment.corpus) else experiment.corpus
-    digest = experiment.model_copy(update={"options": options, "corpus": corpus}).digest(fingerprint)
+    digest = experiment.model_copy(update={"options": options, **corpora.by_content(experiment)}).digest(fingerprint)
     return f"{experiment.encoding}-{experiment.preset}-{digest}"
 
 

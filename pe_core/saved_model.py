@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +41,10 @@ model = AutoModelForCausalLM.from_pretrained("{folder}")
 {rows}
 
 Fine-tuning: the padding token is the end-of-text token, and a collator that takes padding out of the labels (such as
-`DataCollatorForLanguageModeling`) takes the real ends of text out with it. Give the tokenizer a padding token of its own, or
-make labels from the attention mask.
+`DataCollatorForLanguageModeling`) takes the real ends of text out with it. Give the tokenizer a padding token of its own
+(`tokenizer.add_special_tokens({{"pad_token": "[PAD]"}})`, then `model.resize_token_embeddings(len(tokenizer))`), or make labels
+from the attention mask. LoRA with peft: `target_modules=["query_key_value"]`. transformers' `Trainer` decays the encoding's own
+parameters too where `weight_decay` is not 0; `pe_core.trainer.decay_groups` gives the groups these runs were trained with.
 """
 
 
@@ -67,7 +70,7 @@ def write_card(record: Record, folder: Path) -> None:
     rows = {
         "test perplexity": f"{perplexity:.2f}",
         "bits per byte": "–" if bits is None or bits != bits else f"{bits:.3f}",
-        "test documents": f"{record.metrics['documents']:,}",
+        "measured on": record.held_out,
         "text": f"{record.data['corpus_about']} ({record.data['licence']})",
         **{f"`{name}`": f"`{value}`" for name, value in settings.items()},
     }
@@ -75,7 +78,7 @@ def write_card(record: Record, folder: Path) -> None:
         label=_cell(record.label),
         parameters=record.parameters,
         run=record.run,
-        folder=f"runs/{record.run}/{FOLDER}",
+        folder=os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder,
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
     )
     files.write(folder / "README.md", text)

@@ -6,10 +6,14 @@ import os
 import re
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
+from pe_core.config import Experiment
+from pe_core.data import facts as fact_sentences
 from pe_core.data.hub import HUB, from_hub
 from pe_core.data.text import OFFLINE, Corpus, from_files
 from pe_core.errors import CorpusError, unknown
+from pe_core.paths import expanded
 
 CORPORA: dict[str, Callable[[], Corpus]] = {**OFFLINE, **HUB}
 
@@ -40,6 +44,16 @@ def is_local(name: str) -> bool:
         return False
     path = name.partition("::")[0]
     return os.sep in path or any(sign in path for sign in "*?[.~") or os.path.exists(path)
+
+
+def by_content(experiment: Experiment) -> dict[str, Any]:
+    """Corpus, tokenizer and facts of an experiment, "files" in place of a path: of files counts what is in them, which is in
+    the fingerprint of the windows made of them."""
+    tokenizer, facts = experiment.tokenizer, experiment.facts
+    local = {"tokenizer": tokenizer not in ("auto", "train"), "facts": facts is not None and facts not in fact_sentences.NAMED}
+    there = {name: "files" for name, own in local.items() if own and os.path.exists(expanded(getattr(experiment, name)))}
+    corpus = "files" if is_local(experiment.corpus) else experiment.corpus
+    return {"corpus": corpus, "tokenizer": tokenizer, "facts": facts, **there}
 
 
 def sample(corpus: Corpus, count: int) -> list[str]:

@@ -26,7 +26,7 @@ from pe_core.data import corpora
 from pe_core.data import facts as fact_sentences
 from pe_core.data.sides import LARGEST_HELD_OUT_SHARE, SIDES, SPLIT_SEED, Sides, blocks_of, side_of, split, too_few
 from pe_core.data.text import Corpus
-from pe_core.data.tokenizer import load_tokenizer, token_bytes, token_lists, train_tokenizer
+from pe_core.data.tokenizer import contents, load_tokenizer, token_bytes, token_lists, train_tokenizer
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
@@ -189,7 +189,7 @@ def _streams(corpus: Corpus, experiment: Experiment, cache: Path) -> Streams:
     key: dict[str, Any] = {
         "version": _CACHE_VERSION,
         "corpus": corpus.version if corpora.is_local(corpus.name) else [corpus.name, corpus.version],
-        "tokenizer": wanted or f"byte-level BPE {vocab}",
+        "tokenizer": (contents(wanted) or wanted) if wanted else f"byte-level BPE {vocab}",
     }
     if not corpus.finite:
         key["windows"] = [experiment.samples, experiment.heldout_windows, experiment.draw_len or experiment.seq_len]

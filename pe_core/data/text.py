@@ -193,7 +193,8 @@ def from_files(name: str) -> Corpus:
         if file.stat().st_size == 0 and len(paths) == 1:
             raise CorpusError(f"corpus='{name}': the file is empty")
     try:
-        heading = re.compile(f"^(?={rule})", re.MULTILINE)
+        flags = re.match(r"(\(\?[aiLmsux]+\))*", rule)  # must stand first
+        heading = re.compile(f"{flags[0]}^(?={rule[flags.end() :]})" if flags else rule, re.MULTILINE)
     except re.error as error:
         raise CorpusError(f"corpus='{name}': '{rule}' is not a regular expression ({error})") from None
 
@@ -229,7 +230,7 @@ def _read(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]:
     try:
         if kind == ".parquet":
             yield from _read_parquet(path, rule or "text")
-        elif kind == ".jsonl":
+        elif kind in (".jsonl", ".ndjson"):
             yield from _read_jsonl(path, rule or "text")
         else:
             text = path.read_bytes().decode("utf-8-sig")
@@ -260,7 +261,9 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
                 raise CorpusError(f"corpus file '{path}', line {number}: not JSON ({reason})") from None
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 fields = list(row) if isinstance(row, dict) else []
-                held = f" (fields: {', '.join(fields)}; name one as in '{path.name}::{fields[0]}')" if fields else ""
+                text = [name for name in fields if isinstance(row[name], str) and name != field]
+                held = f" (fields: {', '.join(fields)}" if fields else ""
+                held += f"; name one as in '{path.name}::{text[0]}')" if text else ")" * bool(fields)
                 raise CorpusError(f"corpus file '{path}', line {number}: no string field '{field}'{held}")
             yield row[field].encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
 

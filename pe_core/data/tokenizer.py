@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -82,11 +84,25 @@ def load_tokenizer(name: str) -> Any:
     return tokenizer
 
 
+def contents(name: str) -> str | None:
+    """A digest of a tokenizer's local files, which may change under the same name; `None` for one of the hub."""
+    path = expanded(name)
+    found = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
+    if not found:
+        return None
+    digest = hashlib.sha256()
+    for file in found:
+        digest.update(file.name.encode(errors="replace") + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _load(name: str) -> Any:
     # The class itself: `AutoTokenizer` may run code of the repository.
     from transformers import PreTrainedTokenizerFast
 
     path = expanded(name)
+    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
+        path = path.parent  # which names the end-of-text token
     if path.is_file():
         try:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -98,7 +114,9 @@ def _load(name: str) -> Any:
         try:
             return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
         except Exception as error:
-            raise CorpusError(f"tokenizer='{name}': cannot be read ({str(error).splitlines()[0]})") from None
+            raise CorpusError(f"tokenizer='{name}': not a readable tokenizer ({str(error).splitlines()[0]})") from None
+    if name.startswith((os.sep, ".", "~")) or name.endswith(".json") or name.count("/") > 1:  # nothing the hub can hold
+        raise CorpusError(f"tokenizer='{name}': no such file or folder")
     silence = hub.no_answer()
     try:
         return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=silence is not None)

@@ -35,7 +35,8 @@ class RoPE(Encoding):
         super().__init__(shape, options)
         rotated, self.base = shape.head_dim * options.rotary_pct, options.base
         self.rotary_dim = 2 * round(rotated / 2)
-        if abs(rotated - self.rotary_dim) > 1e-3:  # rounded, the label would say another fraction than is rotated
+        # Rounded, the label would say another fraction than is rotated; and a positive one is not to be NoPE.
+        if abs(rotated - self.rotary_dim) > 1e-3 or (rotated > 0) != (self.rotary_dim > 0):
             down, up = (2 * n / shape.head_dim for n in (int(rotated // 2), int(rotated // 2) + 1))
             raise ConfigError(
                 f"encoding '{type(self).__module__.rpartition('.')[2]}': rotary_pct={options.rotary_pct:g} of head dimension "

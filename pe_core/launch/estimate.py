@@ -17,6 +17,7 @@ from pe_core.records import Record
 # What a run has to share with a trial for its speed to tell of the trial's, and for its epochs to.
 _SPEED = ("preset", "attention", "seq_len", "batch_size", "device", "precision", "compile")
 _EPOCHS = ("corpus", "samples", "epochs", "patience", "schedule", "lr", "facts", "facts_rate")
+_FEW_EPOCHS = 10  # runs that could not train so many say nothing of when others stop
 
 
 class Cost(NamedTuple):
@@ -27,6 +28,7 @@ class Cost(NamedTuple):
         tokens_per_second: of training.
         epochs: until it stops.
         known: whether any run tells of the epochs; where none does, they are the most there can be.
+        differing: settings in which the runs that tell of the epochs differ from the trial.
         own: whether a run of the same encoding tells of the speed; where none does, it is that of all encodings.
         runs: ids of the finished runs this was taken from.
     """
@@ -35,6 +37,7 @@ class Cost(NamedTuple):
     tokens_per_second: float
     epochs: float
     known: bool
+    differing: tuple[str, ...]
     own: bool
     runs: frozenset[str]
 
@@ -56,9 +59,11 @@ def trial(experiment: Experiment, found: Sequence[Record], published: Sequence[R
         raise RecordError(f"no finished run {kind} of {wanted} to go by; a short one will do, as with `run --epochs 1`")
     own = [record for record in alike if record.config["encoding"] == experiment.encoding]
     alike = own or alike
-    stopped = [record for record in [*alike, *_alike(experiment, published)] if _shared(record, experiment, _EPOCHS)]
+    stopped, differing = _stopped([*alike, *_alike(experiment, published)], experiment)
     early = experiment.schedule == "constant"  # under another schedule every epoch is trained
-    epochs = fmean(len(record.history) for record in stopped) if stopped and early else experiment.epochs
+    epochs = (
+        min(fmean(len(record.history) for record in stopped), experiment.epochs) if stopped and early else experiment.epochs
+    )
     rate = harmonic_mean([record.runtime["tokens_per_second"] for record in alike])
     windows = experiment.samples / (1 - (experiment.facts_rate or 0))
     training = windows * experiment.seq_len * epochs / rate
@@ -69,6 +74,7 @@ def trial(experiment: Experiment, found: Sequence[Record], published: Sequence[R
         rate,
         epochs,
         bool(stopped) or not early,
+        differing if early else (),
         bool(own),
         frozenset(record.run for record in alike),
     )
@@ -89,6 +95,7 @@ def sweep(
         "tokens_per_second": harmonic_mean([cost.tokens_per_second for cost in costs]),
         "epochs": fmean(cost.epochs for cost in costs),
         "epochs_known": all(cost.known for cost in costs),
+        "epochs_of_other": sorted({name for cost in costs for name in cost.differing}),
         "without_runs": sorted({e.encoding for e, cost in zip(experiments, costs, strict=True) if not cost.own}),
         "runs": len(frozenset.union(*(cost.runs for cost in costs))),
     }
@@ -99,6 +106,8 @@ def sentence(cost: dict[str, Any]) -> str:
     epochs = (
         f"{cost['epochs']:.1f} epochs" if cost["epochs_known"] else f"all {cost['epochs']:.0f} epochs, the most there can be"
     )
+    if cost["epochs_of_other"]:
+        epochs += f" (as runs with another {' and '.join(cost['epochs_of_other'])} stopped)"
     guessed = f" No run with {', '.join(cost['without_runs'])}: taken from all encodings." if cost["without_runs"] else ""
     return (
         f"{_count(cost['trials'], 'trial')}: {_time(cost['worker_hours'])} of one worker, {_time(cost['hours'])} with "
@@ -120,6 +129,17 @@ def _alike(experiment: Experiment, found: Sequence[Record]) -> list[Record]:
     """Runs on one device that say how fast this experiment trains. On a task of few symbols other products are fast."""
     alike = [record for record in found if _one_device(record) and _shared(record, experiment, _SPEED)]
     return [record for record in alike if bool(record.experiment.task) == bool(experiment.task)]
+
+
+def _stopped(found: Sequence[Record], experiment: Experiment) -> tuple[list[Record], tuple[str, ...]]:
+    """The runs that could stop early as the experiment can and differ from it in the fewest settings; and in which."""
+    apart: dict[tuple[str, ...], list[Record]] = {}
+    for record in found:
+        if record.experiment.schedule == "constant" and record.experiment.epochs >= min(experiment.epochs, _FEW_EPOCHS):
+            differing = tuple(name for name in _EPOCHS if not _shared(record, experiment, [name]))
+            apart.setdefault(differing, []).append(record)
+    nearest = min(apart, key=lambda differing: (len(differing), differing), default=())
+    return apart.get(nearest, []), nearest
 
 
 def _one_device(record: Record) -> bool:

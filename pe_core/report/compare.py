@@ -38,8 +38,8 @@ def comparisons(found: Sequence[Record], against: str | None = None) -> list[tup
         )
     chosen = []
     for group in alike:
-        groups = comparison.groups(comparison.at_chosen_rates(group))
-        label = _baseline(groups, against)
+        groups = _same_seeds(comparison.groups(comparison.at_chosen_rates(group)))
+        label = baseline(groups, against)
         if label:
             chosen.append((groups, label))
     if not chosen:
@@ -47,7 +47,14 @@ def comparisons(found: Sequence[Record], against: str | None = None) -> list[tup
     return chosen
 
 
-def _baseline(groups: Groups, against: str | None) -> str | None:
+def _same_seeds(groups: Groups) -> Groups:
+    """The runs of those seeds that all models have, where there are any: a mean over others is not comparable."""
+    common = set.intersection(*({record.config["seed"] for record in group} for group in groups.values()))
+    return {label: [r for r in group if r.config["seed"] in common] for label, group in groups.items()} if common else groups
+
+
+def baseline(groups: Groups, against: str | None = None) -> str | None:
+    """The label of the baseline among these models: `against` as in `comparisons`, or `None` where it is not there."""
     if against in groups:
         return against
     for name in [against] if against else _USUAL:
@@ -56,6 +63,9 @@ def _baseline(groups: Groups, against: str | None) -> str | None:
             of_encoding = [label for label, group in groups.items() if group[0].config["encoding"] == name]
             if label in groups or len(of_encoding) == 1:
                 return label if label in groups else of_encoding[0]
+    titled = [label for label in groups if against and label.casefold().startswith(against.casefold())]
+    if len(titled) == 1:
+        return titled[0]
     return None if against else next(iter(groups))
 
 
@@ -101,10 +111,17 @@ def plot(groups: Groups, against: str, file: str | Path) -> Path:
 
 
 def plot_positions(found: Sequence[Record], file: str | Path) -> Path:
-    """Perplexity by position of these runs, drawn into a file. Raises ConfigError as `plot` does."""
+    """Perplexity by position of these runs, drawn into a file.
+
+    Raises:
+        ConfigError: as `plot`.
+        RecordError: they were measured on different text.
+    """
     from pe_core import records
     from pe_core.report import figures
 
+    if len({record.data["fingerprint"] for record in found}) > 1:
+        raise RecordError("these runs were measured on different text, where perplexities do not compare")
     figures.style()
     curves = comparison.curves(comparison.groups(found))
     return figures.save(figures.position_curves(curves, figures.styles(records.frame(list(found)))), file)

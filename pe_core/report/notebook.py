@@ -88,10 +88,12 @@ def _like(name: str, default: Any, value: Any) -> Any:
     """The value given, of its default's kind."""
     if isinstance(default, list):
         parts = _as_list(name, value)
-        kinds = {type(part) for part in default} or {str}
+        optional = None in default  # written None, none or null
+        parts = [None if optional and str(part).lower() == "none" else part for part in parts]
+        kinds = {type(part) for part in default if part is not None} or {str}
         # Whole numbers among fractions are fractions that happen to be whole.
         kind = float if float in kinds else next(iter(kinds)) if len(kinds) == 1 else None
-        return [_of_kind(name, kind, part) for part in parts]
+        return [part if optional and part is None else _of_kind(name, kind, part) for part in parts]
     if default is None:
         if isinstance(value, list | dict) or (name in _PATHS and not isinstance(value, str | None)):
             raise ConfigError(f"{name}={shown(value)}: {'a path' if name in _PATHS else 'one value'} is needed")

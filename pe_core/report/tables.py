@@ -37,7 +37,7 @@ def settings(record: Record) -> Styler:
     rows = {
         "corpus": f"{config['corpus']} ({data['corpus_about']}; {data['licence']})",
         "windows of {seq_len} tokens".format(**config): sides(data["windows"]),
-        "documents": sides(data["documents"]),
+        f"blocks of {data['blocks_of']} document(s)" if data.get("blocks_of") else "documents": sides(data["documents"]),
         "tokenizer": data["tokenizer"],
         **(
             {"facts": "{name}, {windows:,} of the training windows, {sentences:,} sentences an epoch".format(**data["facts"])}

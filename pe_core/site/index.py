@@ -21,7 +21,7 @@ from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
 from pe_core.records import Record
-from pe_core.report import claims, figures, tables
+from pe_core.report import claims, compare, figures, tables
 from pe_core.studies.diagnostics import measure as diagnostics
 from pe_core.studies.diagnostics import report as diagnostics_report
 from pe_core.studies.extrapolation import measure as extrapolation
@@ -255,26 +255,29 @@ def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
 
 def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
-    baseline where that was trained in the same setting: every pair of the setting's models is corrected for."""
+    baseline, or where that was not trained in the same setting another model: every pair of the setting's models is corrected
+    for."""
     rows = []
     for group in comparison.settings(found):
         groups = comparison.groups(group)
         ours = [label for label, runs in groups.items() if runs[0].config["encoding"] == name]
         if not ours:
             continue
-        judged = comparison.frame(groups, baseline()).set_index("label") if baseline() in groups else None
+        reference = baseline() if baseline() in groups else compare.baseline(groups)
+        judged = comparison.frame(groups, reference).set_index("label") if reference else None
         for label in ours:
             runs = groups[label]
             values = [record.metrics["perplexity"]["value"] for record in runs]
             bits = [record.metrics["bits_per_byte"]["value"] for record in runs]
-            row = None if judged is None or label == baseline() else judged.loc[label]
+            row = None if judged is None or label == reference else judged.loc[label]
             rows.append(
                 {
                     "model": label,
                     "seeds": len(runs),
                     "perplexity": f"{sum(values) / len(values):.1f}",
                     "bits per byte": f"{sum(bits) / len(bits):.3f}",
-                    f"% against {baseline()}": "–" if row is None else tables.interval([row.percent, row.low, row.high]),
+                    "difference, %": "–" if row is None else tables.interval([row.percent, row.low, row.high]),
+                    "against": "–" if row is None else reference,
                     "verdict": "–" if row is None else row.verdict,
                     "trained on": named(runs),
                 }

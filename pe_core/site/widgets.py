@@ -73,18 +73,34 @@ def limits(field: FieldInfo) -> tuple[float, float] | None:
     return low + step * ("ge" not in ends), high - step * ("le" not in ends)
 
 
+def choices(name: str, encoding: str, low: float, high: float) -> list[Any]:
+    """Values of an option from `low` to `high`, some hundred or all whole ones, that the encoding takes beside its defaults."""
+    field = ENCODINGS[encoding].Options.model_fields[name]
+    whole = field.annotation is int
+    values = {round(value) if whole else float(f"{value:.6g}") for value in np.linspace(low, high, 101)} | {field.get_default()}
+    if whole and high - low <= 512:
+        values |= set(range(int(low), int(high) + 1))
+    return [value for value in sorted(values) if _takes(encoding, {name: value})]
+
+
+def _takes(encoding: str, options: dict[str, Any]) -> bool:
+    try:
+        encoding_page.model(encoding, options, small=True)
+    except LabError:
+        return False
+    return True
+
+
 def control(name: str, encoding: str) -> Any:
-    """What sets an option: a slider where it is a number within limits, else a box to type in."""
+    """What sets an option: a slider over values it may have where it is a number within limits, else a box to type in."""
     import ipywidgets as widgets
 
     field = ENCODINGS[encoding].Options.model_fields[name]
     look: Any = {"description": name, "continuous_update": False, "style": {"description_width": "initial"}}
     if (ends := limits(field)) is None:
         return widgets.Text(written(name, encoding), **look)
-    default, (low, high) = field.get_default(call_default_factory=True), ends
-    if field.annotation is int:
-        return widgets.IntSlider(default, int(low), int(high), **look)
-    return widgets.FloatSlider(default, min=low, max=high, step=(high - low) / 100, readout_format=".4g", **look)
+    options = [(f"{value:g}", value) for value in choices(name, encoding, *ends)]
+    return widgets.SelectionSlider(options=options, value=field.get_default(), **look)
 
 
 def encodings_panel() -> Any:
@@ -216,7 +232,9 @@ def models_panel(runs_dir: str | None = None) -> Any:
                     print(f"{type(error).__name__}: {error}")
 
     def draw(run: str) -> None:
-        reader = readers.setdefault(run, Reader(found[run]))
+        if run not in readers:
+            readers[run] = Reader(found[run])
+        reader = readers[run]
         read, weights, likely = reader.read(text.value)
         display(likely.style.hide().format(precision=1, escape="html"))
         attention_map(read, weights, min(layer.value, len(weights) - 1))

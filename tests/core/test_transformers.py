@@ -199,13 +199,58 @@ def test_accumulated_gradients_are_those_of_one_batch(accumulated, tmp_path):
     assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
 
+def test_a_padding_token_may_be_added():
+    model = tiny_model()
+    model.resize_token_embeddings(98)
+    assert model(torch.tensor([[97, 1]])).logits.shape == (1, 2, 98)
+
+
+def test_label_smoothing_shifts_the_labels(tmp_path):
+    """As for transformers' own models: the smoothed loss of a next token, not of the token itself."""
+    rows = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(3))
+    arguments = TrainingArguments(tmp_path, label_smoothing_factor=0.1, report_to=[], use_cpu=True)
+    model = tiny_model()
+    found = Trainer(model, arguments).compute_loss(model, {"input_ids": rows, "labels": rows.clone()})
+    expected = torch.nn.functional.cross_entropy(
+        model(rows).logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), label_smoothing=0.1
+    )
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_activations_may_be_computed_again(encoding, ids):
+    """Gradient checkpointing: the same gradients."""
+    gradients = []
+    for again in (False, True):
+        model = tiny_model(encoding).train()
+        if again:
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.13
+        torch.manual_seed(0)
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_logits_of_some_places(ids):
+    model = tiny_model()
+    everything = model(ids).logits
+    assert torch.equal(model(ids, logits_to_keep=2).logits, everything[:, -2:])
+    assert torch.equal(model(ids, logits_to_keep=torch.tensor([0, 5])).logits, everything[:, [0, 5]])
+
+
+def test_a_mask_of_more_dimensions_is_refused(ids):
+    with pytest.raises(ConfigError, match=r"attention_mask of shape \[3, 1, 12, 12\]"):
+        tiny_model()(ids, attention_mask=torch.ones(3, 1, 12, 12))
+
+
 def test_a_saved_model_says_how_to_load_it(corpus, tmp_path):
     record = runner.run(
         Experiment(corpus=corpus, samples=40, seq_len=16, epochs=1, batch_size=4, compile="off", device="cpu", preset="nano"),
         tmp_path,
     )
     card = (record.folder / records.MODEL / "README.md").read_text()
-    code = card.partition("```python\n")[2].partition("```")[0].replace(f"runs/{record.run}", str(record.folder))
+    code = card.partition("```python\n")[2].partition("```")[0]
     assert len(code.split("\n\n")) == 2
     loaded: dict[str, object] = {}
     exec(code, loaded)

@@ -350,6 +350,38 @@ def test_a_corpus_is_known_by_its_content(library, tmp_path, monkeypatch):
     assert data.prepare(here, tmp_path).about["corpus"] == library.name
 
 
+def test_a_tokenizer_is_known_by_its_content(library, tmp_path, monkeypatch):
+    """By a relative and an absolute path one run; changed under the same name another, and no cache of the old one."""
+    monkeypatch.chdir(tmp_path)
+    train_tokenizer([library.read_text()], 300).save_pretrained("tok")
+    ids = []
+    for name in ("tok", str(tmp_path / "tok"), "tok/tokenizer.json"):
+        one = experiment(library, tokenizer=name)
+        ids.append(run_id(one, data.prepare(one, tmp_path / "cache")))
+    assert len(set(ids)) == 1
+    train_tokenizer([library.read_text()], 310).save_pretrained("tok")
+    assert run_id(one, data.prepare(one, tmp_path / "cache")) not in ids
+
+
+@pytest.mark.parametrize("name", ["./gone", "/gone/tokenizer.json", "gone.json", "~/gone", "a/b/c"])
+def test_a_tokenizer_that_is_not_there_is_not_asked_of_the_hub(name):
+    with pytest.raises(CorpusError, match=r"no such file or folder$"):
+        load_tokenizer(name)
+
+
+def test_facts_are_known_by_their_content(library, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = '{"prompt": "Ann Lee wrote", "completion": " the atlas of hills"}\n'
+    (tmp_path / "facts").mkdir()
+    (tmp_path / "facts" / "train.jsonl").write_text(row)
+    (tmp_path / "facts" / "test.jsonl").write_text(row)
+    ids = set()
+    for name in ("facts", str(tmp_path / "facts"), "../" + tmp_path.name + "/facts"):
+        one = experiment(library, facts=name, facts_rate=0.5)
+        ids.add(run_id(one, data.prepare(one, tmp_path / "cache")))
+    assert len(ids) == 1
+
+
 def test_a_tokenizer_is_read_from_its_file(library, tmp_path):
     tokenizer = train_tokenizer([library.read_text()], 300)
     tokenizer.save_pretrained(tmp_path / "saved")

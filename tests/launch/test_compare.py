@@ -71,8 +71,13 @@ def test_runs_may_be_chosen(folder, capsys):
         (["compare", "rope-9"], "unknown run 'rope-9'"),
         (["compare", "--plot", "x.docx"], "unknown picture format '.docx'"),
         (["generate", "rope-1", "a", "--tokens", "0"], "tokens=0: should be 1 or more"),
-        (["generate", "rope-1", "a", "--temperature", "-1"], "temperature=-1: should be 0 or more"),
-        (["generate", "rope-1", "a"], "its weights are not in"),
+        (["generate", "rope-1", "a", "--temperature", "-1"], "temperature=-1: should be 0, or from 0.01 to 100"),
+        (["generate", "rope-1", "a", "--temperature", "1e-40"], "temperature=1e-40: should be 0, or from 0.01 to 100"),
+        (["generate", "rope-1", "a", "--temperature", "nan"], "temperature=nan: should be 0, or from 0.01 to 100"),
+        (["generate", "rope-1", "a", "--seed", "9" * 20], "should be 0 or more, and below 2^63"),
+        (["generate", "rope-1", "a"], "no saved model at"),
+        (["compare", "--csv", "--json"], "one of --csv and --json"),
+        (["list", "--csv", "--json"], "one of --csv and --json"),
         (["list", "presets", "--csv"], "only runs are printed as CSV"),
     ],
 )
@@ -90,6 +95,41 @@ def test_figures_are_files(folder, capsys):
     assert (folder / "positions.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="unknown picture format 'none'"):
         compare.plot(*compare.comparisons(records.load_all(folder))[0], folder / "none")
+
+
+def test_the_same_text_by_another_path_is_compared(tmp_path):
+    for name, label, corpus in (("rope", "RoPE", "/a/book.txt"), ("none", "NoPE", "../book.txt")):
+        for seed in (1, 2):
+            record = made(tmp_path / f"{name}-{seed}", name, label, seed, noise=0.02)
+            record.config["corpus"] = corpus if seed == 1 else "elsewhere/book.txt"
+            record.save(record.folder)
+    [(groups, _)] = compare.comparisons(records.load_all(tmp_path))
+    assert [len(group) for group in groups.values()] == [2, 2]
+
+
+def test_models_are_compared_by_the_seeds_that_all_have(tmp_path):
+    for name, label, seeds in (("rope", "RoPE", (1, 2)), ("none", "NoPE", (1,))):
+        for seed in seeds:
+            made(tmp_path / f"{name}-{seed}", name, label, seed, shift=seed, noise=0.02)
+    [(groups, against)] = compare.comparisons(records.load_all(tmp_path))
+    assert {record.config["seed"] for group in groups.values() for record in group} == {1}
+    assert "single seed" in compare.text(groups, against)
+
+
+def test_a_baseline_may_be_named_by_its_title(folder):
+    assert compare.comparisons(records.load_all(folder), "alibi per")[0][1] == "ALiBi per head"
+
+
+def test_positions_of_different_text_are_not_drawn_together(folder):
+    other = made(folder / "nope-elsewhere", "none", "NoPE", 9)
+    other.data["fingerprint"] = "other"
+    with pytest.raises(RecordError, match="measured on different text"):
+        compare.plot_positions([records.load(folder / "rope-1"), other], folder / "x.svg")
+
+
+def test_what_follows_two_dashes_is_text(monkeypatch, folder, capsys):
+    monkeypatch.setattr(records.Record, "generate", lambda record, text, *_: text)
+    assert said(capsys, "generate", "rope-1", "--runs", str(folder), "--", "--foo_bar=--") == "--foo_bar=--\n"
 
 
 def test_nothing_to_compare(tmp_path):

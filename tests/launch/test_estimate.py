@@ -35,9 +35,19 @@ def test_a_trial_like_the_one_that_ran_costs_what_that_did():
 
 
 def test_more_windows_cost_more_and_all_epochs_where_none_tells():
-    cost = estimate.trial(Experiment(**{**SETTINGS, "samples": 10_000, "epochs": 30}), [record()])
+    trial = Experiment(**{**SETTINGS, "samples": 10_000, "epochs": 30})
+    cost = estimate.trial(trial, [record(epochs=1)])
     assert (cost.epochs, cost.known) == (30, False)
     assert cost.seconds == pytest.approx(10_000 * 128 * 30 / 10_000 + 0.1 * 31 + 3)
+    assert estimate.trial(trial, [record(epochs=1), record(schedule="linear")]).epochs == 30
+
+
+@pytest.mark.parametrize("changed", [{"samples": 9_000}, {"lr": 5e-4}, {"patience": 3}, {"corpus": "sotu"}])
+def test_runs_of_the_nearest_settings_tell_when_training_stops_and_it_is_said(changed):
+    far, near = record(epochs_trained=9, samples=77, lr=0.1, corpus="aws-docs"), record(epochs_trained=5)
+    cost = estimate.sweep([Experiment(**SETTINGS | changed)], [far, near], 1, 1)
+    assert (cost["epochs"], cost["epochs_of_other"]) == (5, list(changed))
+    assert f"5.0 epochs (as runs with another {next(iter(changed))} stopped)" in estimate.sentence(cost)
 
 
 def test_runs_of_the_same_encoding_go_before_others():
@@ -58,8 +68,8 @@ def test_runs_of_another_size_tell_nothing(other):
 def test_a_task_is_no_text():
     with pytest.raises(RecordError, match=r"^no finished run on a task of preset=nano"):
         estimate.trial(Experiment(**SETTINGS, corpus="task:copy"), [record()])
-    assert not estimate.trial(Experiment(**SETTINGS, corpus="python-stdlib"), [record()]).known
-    assert not estimate.trial(Experiment(**{**SETTINGS, "lr": 0.5}), [record()]).known
+    assert estimate.trial(Experiment(**SETTINGS, corpus="python-stdlib"), [record()]).differing == ("corpus",)
+    assert estimate.trial(Experiment(**{**SETTINGS, "lr": 0.5}), [record()]).differing == ("lr",)
 
 
 def test_a_sweep_is_so_many_trials_shared_by_workers():

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from pe_core import ENCODINGS, records
 from pe_core.errors import ConfigError, RecordError
 from pe_core.report import figures
-from pe_core.site import widgets
+from pe_core.site import encoding_page, widgets
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,25 @@ def test_sliders_are_for_numbers_within_limits():
     assert widgets.limits(fields["window"]["size"]) is None
     low, high = widgets.limits(fields["tapa"]["amplitude"])
     assert 0 < low < 0.1 < 0.9 < high < 1
-    assert isinstance(widgets.control("buckets", "t5"), ipywidgets.IntSlider)
+    assert isinstance(widgets.control("buckets", "t5"), ipywidgets.SelectionSlider)
+
+
+def test_every_place_of_a_slider_is_a_value_the_encoding_takes(encoding):
+    for name, field in ENCODINGS[encoding].Options.model_fields.items():
+        if isinstance(slider := widgets.control(name, encoding), ipywidgets.SelectionSlider):
+            assert len(slider.options) > 1, name
+            assert slider.value == field.get_default()
+            for _, value in [slider.options[0], slider.options[len(slider.options) // 3], slider.options[-1]]:
+                encoding_page.model(encoding, {name: value}, small=True)
+
+
+def test_a_model_is_read_once(run, tmp_path, monkeypatch):
+    read = []
+    opened = widgets.Reader.__init__
+    monkeypatch.setattr(widgets.Reader, "__init__", lambda self, record: (read.append(record.run), opened(self, record))[1])
+    layer = widgets.models_panel(tmp_path / "runs").children[2]
+    layer.value = 1
+    assert read == ["rope-1"]
 
 
 def test_without_weights_it_says_so(tmp_path):

@@ -95,7 +95,7 @@ def outcome(path, name, value):
 _NUMBERS = ("[1, 2", ["1e0", 2], [3])
 _NAMES = ("1e309", "nonsense", "[1, 2", "a: b: c", "~nobody/there", "2001-13-45")
 GOOD = {
-    "base_fraction": (0,),
+    "base_fraction": (0, 0.5),
     "bases": ([3], 10**30, [10**30]),
     "contexts": ([3],),
     "corpus": (*_NAMES, "x" * 300),  # what is not there is refused when data is prepared, before anything trains
@@ -122,7 +122,7 @@ GOOD = {
     "skip_baseline": (True,),
     "slopes": (0, 0.5, [0], 10**30, [10**30], *_NUMBERS),
     "tokenizer": (*_NAMES, "x" * 300),
-    "vocabularies": (None, [None]),  # the preset's own
+    "vocabularies": (None, [None], *_NUMBERS),  # None is the preset's own
     "whole": ({}, {"a": 1}),  # `combinations` are made of it before another could be given
 }
 
@@ -144,6 +144,12 @@ def test_a_bad_parameter_is_refused_in_one_line_before_anything_trains(path, mon
             if said.startswith(("unclear:", "traceback:", "not reached")) or (said == "Reached" and repr(value) not in good):
                 wrong.append(f"{name}={value!r:.60}: {said}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_list_may_hold_none_beside_numbers():
+    path = ROOT / "notebooks/context_use.ipynb"
+    for given in ("None,512", "null,5.12e2", [None, "512"], ["None", 512]):
+        assert notebook.check(defaults(path), {"vocabularies": given}) == {"vocabularies": [None, 512]}
 
 
 NUMBERS = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-300, 10**400, 10**30, -1, 0, 2**31, 2**64, True, None, "", [], {}]

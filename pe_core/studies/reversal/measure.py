@@ -69,6 +69,9 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
     record.need_text()
     trained_on = record.config.get("facts")
     asked = fact_sentences.load(facts or trained_on or "fictional")
+    if trained_on != asked.name:  # other facts, or the same by another path
+        same = trained_on and asked.statements == fact_sentences.load(trained_on).statements
+        trained_on = asked.name if same else None
     digest = hashlib.sha256(json.dumps([_VERSION, DISTRACTORS, trained_on, asked.questions]).encode()).hexdigest()[:10]
     name = f"curse-{digest}.json"
     if (kept := record.kept(name)) is not None:
