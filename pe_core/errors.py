@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 LONGEST = 4_096  # characters of a name: as long as a path may be
@@ -38,6 +40,19 @@ class RecordError(LabError):
 
 class WriteError(RecordError):
     """A file cannot be written: no room, no right, or its folder is gone."""
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What a command's user can act on ends it with one line on stderr; Ctrl-C ends it without any."""
+    try:
+        yield
+    except LabError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(str(LabError(f"error: {error.filename or type(error).__name__}: {error.strerror or error}")))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def out_of_memory(error: BaseException) -> bool:

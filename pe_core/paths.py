@@ -39,6 +39,12 @@ def runs(folder: str | Path | None = None, reading: bool = False) -> Path:
     return path
 
 
+def need_checkout() -> None:
+    """Raises RecordError: this is an installed package, which has no book."""
+    if not (ROOT / "pyproject.toml").exists():
+        raise RecordError(f"this command works on the book of a checkout of the repository, and '{ROOT}' is none")
+
+
 def expanded(name: str) -> Path:
     """The path, with `~` as the home folder where there is one. Raises ConfigError for what no file can be called."""
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):

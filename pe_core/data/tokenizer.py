@@ -91,8 +91,11 @@ def contents(name: str) -> str | None:
     if not found:
         return None
     digest = hashlib.sha256()
-    for file in found:
-        digest.update(file.name.encode(errors="replace") + file.read_bytes())
+    try:
+        for file in found:
+            digest.update(file.name.encode(errors="replace") + file.read_bytes())
+    except OSError as error:
+        raise CorpusError(f"tokenizer='{name}': cannot be read: {error.strerror or error}") from None
     return digest.hexdigest()[:16]
 
 

@@ -40,6 +40,8 @@ def begin(may_be_empty: Collection[str] = (), at_most: Mapping[str, str] | None 
     except ImportError:
         return
     shell = get_ipython()
+    if hasattr(shell, "set_custom_exc"):
+        shell.set_custom_exc((KeyboardInterrupt,), _interrupted)
     cells = shell.user_ns.get("In", []) if shell else []
     for before, cell in pairwise(cells):
         if cell.startswith(_INJECTED):
@@ -48,6 +50,13 @@ def begin(may_be_empty: Collection[str] = (), at_most: Mapping[str, str] | None 
             given |= quick(known, given)
             shell.user_ns.update(given)
             parameters.allowed({**known, **given}, may_be_empty, at_most)
+
+
+def _interrupted(shell: Any, kind: Any, error: Any, _: Any, **__: Any) -> list[str]:
+    # In place of the hundred lines of whatever was being computed.
+    line = ["Interrupted; the same command goes on from here."]
+    shell._showtraceback(kind, error, line)  # IPython leaves the showing to its handlers
+    return line
 
 
 def say(*sentences: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pe_core import records
 from pe_core.encodings.base import Encoding
-from pe_core.errors import ConfigError, LabError
+from pe_core.errors import ConfigError, told
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
 from pe_core.site import index
@@ -179,13 +179,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs with their weights")
     parser.add_argument("--target", type=Path, default=FOLDER)
     given = parser.parse_args()
-    try:
+    with told():
         found = [export(records.load(folder), given.target) for folder in given.runs]
-    except LabError as error:
-        parser.exit(2, f"{error}\n")
-    (given.target / INDEX).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    for model in found:
-        print(f"{model['label']}: {model['bytes'] / 1e6:.2f} MB")
+        (given.target / INDEX).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        for model in found:
+            print(f"{model['label']}: {model['bytes'] / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from papermill.parameterize import parameterize_notebook
 
 from pe_core import paths
 from pe_core.encodings import ENCODINGS
-from pe_core.errors import ConfigError, LabError, unknown
+from pe_core.errors import ConfigError, told, unknown
 from pe_core.report import figures
 from pe_core.site import index, publish
 
@@ -87,16 +87,15 @@ def main() -> None:
     parser.add_argument("encodings", nargs="*", help="only these encodings' pages, beside the pages of all")
     parser.add_argument("--runs", help="a folder of runs, to be shown on the encodings' pages beside the published ones")
     given = parser.parse_args()
-    try:
+    with told():
+        paths.need_checkout()
         if given.runs:
             os.environ[index.OWN_RUNS] = str(paths.runs(given.runs, reading=True))
         made = make(given.encodings or None)
-    except LabError as error:
-        parser.exit(2, f"{error}\n")
-    table, against = index.headline()
-    if len(table):
-        figures.preview(table, against, index.BOOK / "_static" / "preview.png")
-    print(f"{len(made)} pages made.")
+        table, against = index.headline()
+        if len(table):
+            figures.preview(table, against, index.BOOK / "_static" / "preview.png")
+        print(f"{len(made)} pages made.")
 
 
 if __name__ == "__main__":

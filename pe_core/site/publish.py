@@ -13,6 +13,7 @@ from typing import Any
 import nbformat
 
 from pe_core import records as run_records
+from pe_core.errors import told
 
 # What was found out about a run's weights later, as far as it is small.
 FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "note-*.json")
@@ -136,14 +137,15 @@ def main() -> None:
     copied.add_argument("target", type=Path)
     copied.add_argument("notebooks", type=Path, nargs="+")
     arguments = parser.parse_args()
-    match arguments.command:
-        case "picture":
-            picture(arguments.notebook, arguments.number, arguments.target)
-        case "records":
-            records(arguments.runs, arguments.target, arguments.notebooks)
-        case command:
-            for notebook in arguments.notebooks:
-                {"show": show, "clean": clean}[command](notebook)
+    with told():
+        match arguments.command:
+            case "picture":
+                picture(arguments.notebook, arguments.number, arguments.target)
+            case "records":
+                records(arguments.runs, arguments.target, arguments.notebooks)
+            case command:
+                for notebook in arguments.notebooks:
+                    {"show": show, "clean": clean}[command](notebook)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import nbformat
 
 from pe_core import paths
 from pe_core.encodings import ENCODINGS
+from pe_core.errors import told
 from pe_core.site import index
 
 README = paths.ROOT / "README.md"
@@ -136,7 +137,9 @@ def parts() -> dict[str, str]:
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text(), parts()))
+    with told():
+        paths.need_checkout()
+        README.write_text(filled(README.read_text(), parts()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +204,23 @@ def test_the_cache_is_used_and_leaves_nothing_half_written(library, tmp_path, mo
     assert not list(cache.rglob("*.partial"))
     monkeypatch.setattr(dataset, "train_tokenizer", None)  # building again would fail
     prepare(library, cache)
+
+
+@pytest.mark.slow
+def test_processes_that_build_one_cache_at_once_share_it(library, tmp_path):
+    code = (
+        "import sys; from pe_core import data; from pe_core.config import Experiment; from pathlib import Path; input(); "
+        f"print(data.prepare(Experiment(**{experiment(library).model_dump()!r}), Path({str(tmp_path)!r})).fingerprint)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(5)]
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * 5, ended
+    assert len({out.splitlines()[-1] for out, _ in ended}) == 1
+    assert len([*(tmp_path / "tokens").glob("[!.]*")]) == 1
 
 
 def test_an_interrupted_write_leaves_no_cache(library, tmp_path, monkeypatch):

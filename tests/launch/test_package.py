@@ -46,8 +46,15 @@ def test_a_wheel_runs_an_experiment_outside_the_repository(tmp_path):
     (work / "corpus.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     tiny = ["--samples", "40", "--seq-len", "8", "--epochs", "1", "--preset", "nano", "--compile", "off", "--device", "cpu"]
     command = [str(tmp_path / "env/bin/python"), "-m", "pe_core", "run", "--corpus", "corpus.jsonl", *tiny, "--json"]
-    ran = subprocess.run(
-        command, cwd=work, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    )
+    alone = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    ran = subprocess.run(command, cwd=work, capture_output=True, text=True, env=alone)
     assert ran.returncode == 0, ran.stderr
     assert Path(json.loads(ran.stdout)["folder"]).parent == work / "runs"
+    for module in ("site.pages", "site.readme", "site.publish clean gone.ipynb", "studies.ranking"):
+        command = [str(tmp_path / "env/bin/python"), "-m", *f"pe_core.{module}".split()]
+        ran = subprocess.run(
+            command, cwd=work, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        )
+        assert ran.returncode == 1
+        assert ran.stderr.startswith("error: "), ran.stderr
+        assert ran.stderr.count("\n") == 1, ran.stderr

@@ -45,8 +45,8 @@ def test_the_panel_redraws_and_says_what_is_wrong():
     (chosen, picture), boxes, shown = panel.children[0].children, panel.children[1], panel.children[2]
     chosen.value = "rope"
     assert [box.description for box in boxes.children] == ["rotary_pct", "base"]
-    assert isinstance(boxes.children[0], ipywidgets.FloatSlider)
-    boxes.children[0].value = 0.3  # of no even number of dimensions: it says so and does not raise
+    assert isinstance(boxes.children[0], ipywidgets.SelectionSlider)
+    boxes.children[0].value = 0.5
     boxes.children[1].value = "much"
     picture.value = "rotation"
     assert isinstance(shown, ipywidgets.Output)

@@ -188,6 +188,7 @@ def executed(tmp_path_factory):
     arguments = [*TINY, "-p", "runs_dir", str(folder / "runs")]
     finished = run_notebook(ROOT / "notebooks/nope.ipynb", folder / "out.ipynb", *arguments, cwd=folder)
     assert finished.returncode == 0, finished.stderr
+    assert "Epoch  1: train_ppl=" in finished.stderr, "who redirects papermill sees how far it is"
     return folder / "out.ipynb"
 
 
@@ -230,6 +231,19 @@ def test_it_runs_cell_by_cell_from_its_own_folder(tmp_path):
     client.execute(env={**os.environ, "PE_RUNS": str(tmp_path)})
     assert len(list(tmp_path.glob("*/record.json"))) == 2
     assert not list((ROOT / "notebooks").glob("runs"))
+
+
+@pytest.mark.slow
+def test_interrupted_a_notebook_says_so_in_one_line(tmp_path):
+    """Ctrl-C reaches the kernel wherever it is."""
+    cells = ["a = 1", "from pe_core.report import notebook\nnotebook.begin()", "raise KeyboardInterrupt"]
+    content = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    content.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(content, tmp_path / "in.ipynb")
+    finished = run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb")
+    assert finished.returncode != 0
+    ended = [o for cell in code_cells(nbformat.read(tmp_path / "out.ipynb", as_version=4)) for o in cell.outputs]
+    assert [o.traceback for o in ended if o.output_type == "error"] == [["Interrupted; the same command goes on from here."]]
 
 
 def test_a_notebook_may_be_written_to_a_url(monkeypatch):
