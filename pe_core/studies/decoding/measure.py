@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from transformers import Cache, DynamicCache
 
-from pe_core import encodings
+from pe_core import encodings, records
 from pe_core.model import LabForCausalLM
+from pe_core.model_config import LabConfig
 from pe_core.records import Record
 from pe_core.schema import Shape
 
@@ -46,19 +48,27 @@ def tokens_per_second(model: LabForCausalLM, context: int) -> float:
     return 1 / statistics.median(took)
 
 
-def table(records: Sequence[Record], contexts: Sequence[int] = CONTEXTS) -> pd.DataFrame:
+def table(trained: Sequence[Record], contexts: Sequence[int] = CONTEXTS) -> pd.DataFrame:
     """Columns label, context, cache_bytes (bf16, all layers, at that context) and tokens_per_second, one row each.
 
     One record of each label is measured. Models in fp32, on the CPU, with as many threads as the process has.
     """
     rows = []
-    for label, record in {record.label: record for record in records}.items():
-        model = record.model()
+    for label, record in {record.label: record for record in trained}.items():
+        model = model_of(record)
         per_token = 2 * cache_numbers(model)
         for context in contexts:
             speed = tokens_per_second(model, context)
             rows.append({"label": label, "context": context, "cache_bytes": per_token * context, "tokens_per_second": speed})
     return pd.DataFrame(rows)
+
+
+def model_of(record: Record) -> Any:
+    """The run's model; where its weights are elsewhere, as a published run's, one of its shape with initial values: neither the
+    cache nor any time depends on them."""
+    if (record.folder / records.MODEL).exists():
+        return record.model()
+    return LabForCausalLM(LabConfig.of(record.experiment, 0)).initialise(record.experiment.seed).eval()
 
 
 def absorption_gap(name: str, options: dict[str, object] | None = None) -> float:
