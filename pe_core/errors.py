@@ -47,10 +47,10 @@ def told() -> Iterator[None]:
     """What a command's user can act on ends it with one line on stderr; Ctrl-C ends it without any."""
     try:
         yield
-    except LabError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(str(LabError(f"error: {error.filename or type(error).__name__}: {error.strerror or error}")))
+    except (LabError, OSError) as error:
+        cause = error if isinstance(error, LabError) else f"{error.filename or 'a file'}: {error.strerror or error}"
+        print(f"error: {LabError(cause)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 

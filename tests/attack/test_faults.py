@@ -64,7 +64,7 @@ def test_write_errors(campaign, command, whole, tmp_path, monkeypatch):
         count = Failing(patch, tmp_path, 0, errno.EIO, False)
         assert command("run", *options, "--runs", str(tmp_path / "count")) is None
     cases = [(n, code, lasting) for n in range(1, count.calls + 1) for code in CODES for lasting in (False, True)]
-    for number, case in enumerate(campaign.cases(cases, 25)):
+    for number, case in enumerate(campaign.cases(cases, 12)):
         runs = tmp_path / f"case {number}"
         with monkeypatch.context() as patch:
             failing = Failing(patch, tmp_path, *case)
@@ -121,7 +121,7 @@ def test_damaged_files(campaign, command, whole, tmp_path):
     trap, home = tmp_path / "trap", record.folder.parent
     ways = damages(trap)
     every = [path.relative_to(home) for path in sorted(home.rglob("*")) if path.is_file()]
-    for number, (file, way) in enumerate(campaign.cases([(file, way) for file in every for way in ways], 25)):
+    for number, (file, way) in enumerate(campaign.cases([(file, way) for file in every for way in ways], 12)):
         runs = tmp_path / f"case {number}"
         shutil.copytree(home, runs)
         ways[way](runs / file)
@@ -150,7 +150,7 @@ def test_damaged_checkpoints(campaign, command, whole, tmp_path, monkeypatch):
     assert (begun / record.run / records.CHECKPOINT).exists()
     trap = tmp_path / "trap"
     ways = damages(trap)
-    for number, way in enumerate(campaign.cases([*ways], 6)):
+    for number, way in enumerate(campaign.cases([*ways], 4)):
         runs = tmp_path / f"case {number}"
         shutil.copytree(begun, runs)
         ways[way](runs / record.run / records.CHECKPOINT)

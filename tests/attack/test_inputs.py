@@ -112,7 +112,7 @@ def untrained(monkeypatch, tmp_path):
 def test_files_of_every_kind(campaign, command, untrained, tmp_path, library):
     kinds = contents(untrained)
     cases = [(kind, name, use) for kind in kinds for name in NAMES for use in USES]
-    for number, (kind, name, use) in enumerate(campaign.cases(cases, 200)):
+    for number, (kind, name, use) in enumerate(campaign.cases(cases, 90)):
         folder = tmp_path / f"case {number}"
         folder.mkdir()
         (folder / name).write_bytes(kinds[kind])

@@ -45,13 +45,13 @@ def untrained(monkeypatch, tmp_path):
 
 def test_values_of_settings(campaign, command):
     cases = [(verb, name, value) for verb in ("run", "sweep", "estimate") for name in Experiment.model_fields for value in BAD]
-    for verb, name, value in campaign.cases(cases, 700):
+    for verb, name, value in campaign.cases(cases, 300):
         campaign.check((verb, name, value), command(verb, f"--{name.replace('_', '-')}={value}"))
 
 
 def test_values_of_other_options(campaign, command):
     cases = [(verb, name, value) for verb, names in OTHERS.items() for name in names for value in BAD]
-    for verb, name, value in campaign.cases(cases, 250):
+    for verb, name, value in campaign.cases(cases, 120):
         rest = {"generate": ["x", "y"], "plot": ["x"], "show": ["x"]}.get(verb, []) if name else []
         given = [value] if not name else [name, value] if name == "-o" else [f"{name}={value}"]
         campaign.check((verb, name, value), command(verb, *given, *rest))
@@ -60,11 +60,11 @@ def test_values_of_other_options(campaign, command):
 def test_values_of_encodings_options(campaign, command):
     every = [(name, option) for name, cls in ENCODINGS.items() for option in cls.Options.model_fields]
     cases = [(name, option, value) for name, option in every for value in BAD]
-    for name, option, value in campaign.cases(cases, 500):
+    for name, option, value in campaign.cases(cases, 250):
         campaign.check((name, option, value), command("run", "--encoding", name, "-o", f"{option}={value}"))
 
 
 def test_unknown_names(campaign, command):
     cases = [(verb, f"--{value}") for verb in OTHERS for value in BAD] + [("", value) for value in BAD]
-    for verb, value in campaign.cases(cases, 100):
+    for verb, value in campaign.cases(cases, 60):
         campaign.check((verb, value), command(*filter(None, (verb, value))))

@@ -124,8 +124,8 @@ def test_gradients_are_finite_though_some_keys_come_later(name, options):
 @pytest.mark.slow
 @forms
 def test_compiled_gradients(name, options):
-    if name == "sandwich":
-        pytest.skip("nothing is learned")
+    if name == "sandwich" or not options:
+        pytest.skip("nothing is learned" if name == "sandwich" else "in a whole model: core/test_first_steps.py")
     hooks, key, q = build(name, **options), torch.arange(30)[None], queries(2, 30)
     visible, weights = key[0] <= key[0][:, None], torch.randn(30, 30, generator=torch.Generator().manual_seed(1))
 

@@ -244,7 +244,7 @@ def test_pages_can_show_a_users_own_runs(tmp_path, monkeypatch):
 
 def test_pages_of_a_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pages", "--runs", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match="1"):
         pages.main()
     said = capsys.readouterr().err
     assert "nowhere" in said

@@ -51,16 +51,19 @@ def tokens_per_second(model: LabForCausalLM, context: int) -> float:
 def table(trained: Sequence[Record], contexts: Sequence[int] = CONTEXTS) -> pd.DataFrame:
     """Columns label, context, cache_bytes (bf16, all layers, at that context) and tokens_per_second, one row each.
 
-    One record of each label is measured. Models in fp32, on the CPU, with as many threads as the process has.
+    One record of each label is measured, in two rounds of which the faster one counts: something else may be at work during
+    one of them. Models in fp32, on the CPU, with as many threads as the process has.
     """
-    rows = []
-    for label, record in {record.label: record for record in trained}.items():
-        model = model_of(record)
-        per_token = 2 * cache_numbers(model)
-        for context in contexts:
-            speed = tokens_per_second(model, context)
-            rows.append({"label": label, "context": context, "cache_bytes": per_token * context, "tokens_per_second": speed})
-    return pd.DataFrame(rows)
+    models = {record.label: model_of(record) for record in trained}
+    rows: dict[tuple[str, int], tuple[int, float]] = {}
+    for _ in range(2):
+        for label, model in models.items():
+            per_token = 2 * cache_numbers(model)
+            for context in contexts:
+                speed = max(tokens_per_second(model, context), rows.get((label, context), (0, 0.0))[1])
+                rows[label, context] = (per_token * context, speed)
+    columns = ["label", "context", "cache_bytes", "tokens_per_second"]
+    return pd.DataFrame([(*key, *found) for key, found in rows.items()], columns=columns)
 
 
 def model_of(record: Record) -> Any:
