@@ -242,10 +242,10 @@ def _sweep(parsed: argparse.Namespace) -> Any:
     from pe_core.report import compare
 
     try:
-        answers = [compare.text(*one) for one in compare.comparisons(trained)]
+        answer = compare.texts(compare.comparisons(trained))
     except RecordError as error:  # a single model, say
-        answers = [f"Nothing is compared: {error}."]
-    return "\n\n\n".join([listed, *answers])
+        answer = f"Nothing is compared: {error}."
+    return f"{listed}\n\n\n{answer}"
 
 
 def _estimate(parsed: argparse.Namespace) -> Any:
@@ -304,7 +304,7 @@ def _compare(parsed: argparse.Namespace) -> Any:
         ]
         frame = pd.concat(together, ignore_index=True)
         return frame.to_csv(index=False).rstrip() if parsed.csv else json.loads(frame.to_json(orient="records"))
-    return "\n\n\n".join(compare.text(*one) for one in chosen)
+    return compare.texts(chosen)
 
 
 def _plot(parsed: argparse.Namespace) -> Any:

@@ -1,5 +1,6 @@
 """What tests of several rooms use: small models and records, runs that are cut off, executed notebooks."""
 
+import os
 import subprocess
 import sys
 import zlib
@@ -130,7 +131,8 @@ def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9,
 
 def run_notebook(path, output, *parameters, **options):
     command = [PAPERMILL, str(path), str(output), "--log-level", "ERROR", *parameters]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+    plain = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}  # ipykernel asks for it
+    return subprocess.run(command, capture_output=True, text=True, env=plain, **options)
 
 
 def code_cells(content):

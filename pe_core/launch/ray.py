@@ -25,6 +25,7 @@ from pe_core.records import RECORD, Record
 RETRIES = 3  # of a trial, after its worker or its machine died
 _LOCK_SECONDS = 120.0  # the worker whose trial this was may take a while to die
 _EVERY = 0.5  # seconds between two looks at what the trials say
+_ATTEMPTS = 3  # to start a cluster of this machine
 _STORE = 100 * 2**20  # bytes; trials send each other nothing
 
 
@@ -118,10 +119,18 @@ def _connected(address: str) -> Iterator[Any]:
     if address == "local":
         # Whoever reaches Ray's ports can run code: a cluster of this machine alone is reached from it alone.
         quiet |= {"include_dashboard": False, "object_store_memory": _STORE, "_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"address='{address}': no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            ray.init(address=address, **quiet)
+            break
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"address='{address}': no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+        except Exception as error:  # a bare one: Ray waits for 30 seconds, which a busy machine may not start within
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == _ATTEMPTS:
+                raise TrainingError(f"address='{address}': Ray did not start in {_ATTEMPTS} attempts") from None
     try:
         yield ray
     finally:

@@ -98,6 +98,14 @@ def text(groups: Groups, against: str) -> str:
     return "\n".join([f"{claims.scale(group)}", "", *lines, "", said])
 
 
+def texts(chosen: Sequence[tuple[Groups, str]]) -> str:
+    """`text` of each comparison; of several, under what tells its setting from the others', as `samples=1000, seq_len=128`."""
+    used = [dict(next(iter(groups.values()))[0].experiment) for groups, _ in chosen]
+    names = [name for name in used[0] if name not in comparison.COMPARED and len({repr(one[name]) for one in used}) > 1]
+    heads = [", ".join(f"{name}={one[name]}" for name in names) for one in used]
+    return "\n\n\n".join(f"{head}\n{text(*one)}".lstrip("\n") for head, one in zip(heads, chosen, strict=True))
+
+
 def plot(groups: Groups, against: str, file: str | Path) -> Path:
     """Differences to the baseline with their intervals, drawn into a file (.svg, .png, .pdf).
 

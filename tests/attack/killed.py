@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 
 import torch
 
@@ -37,9 +36,9 @@ for number, waits in enumerate(chains):
     for wait in waits:
         pid = child(runs)
         time.sleep(wait)
-        kills += os.waitpid(pid, os.WNOHANG)[0] == 0
-        os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # it was over before
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:  # else it was over before
+            os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            kills += 1
     _, status = os.waitpid(child(runs), 0)
     print(json.dumps({"runs": runs, "kills": kills, "code": os.waitstatus_to_exitcode(status)}), flush=True)

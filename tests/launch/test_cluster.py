@@ -85,8 +85,14 @@ def two_machines(monkeypatch, tmp_path):
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    machines = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    second = machines.add_node(**small)
+    for attempt in range(3):  # Ray waits for 30 seconds, which a busy machine may not start within
+        try:
+            machines = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+            second = machines.add_node(**small)
+            break
+        except Exception as error:
+            if attempt == 2 or "timed out" not in str(error):
+                raise
     yield machines, second
     machines.shutdown()
 

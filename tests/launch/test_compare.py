@@ -116,6 +116,16 @@ def test_models_are_compared_by_the_seeds_that_all_have(tmp_path):
     assert "single seed" in compare.text(groups, against)
 
 
+def test_of_several_settings_each_is_named(folder, capsys):
+    for name, label in (("rope", "RoPE 25 %"), ("none", "NoPE")):
+        masked = made(folder / f"{name}-masked", name, label, 1, noise=0.02)
+        masked.config["document_mask"] = True
+        masked.save(masked.folder)
+    text = said(capsys, "compare", "--runs", str(folder))
+    assert text.startswith("document_mask=False\n")
+    assert "\ndocument_mask=True\n" in text
+
+
 def test_a_baseline_may_be_named_by_its_title(folder):
     assert compare.comparisons(records.load_all(folder), "alibi per")[0][1] == "ALiBi per head"
 
