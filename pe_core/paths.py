@@ -47,6 +47,8 @@ def need_checkout() -> None:
 
 def expanded(name: str) -> Path:
     """The path, with `~` as the home folder where there is one. Raises ConfigError for what no file can be called."""
+    if "\0" in name:
+        raise ConfigError(f"'{name}': names of files and folders hold no NUL")
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in name.split("/")):
         raise ConfigError(f"'{name[:60]}…': names of files and folders have at most {_LONGEST_NAME} bytes")
     try:

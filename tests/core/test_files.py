@@ -9,9 +9,9 @@ import pytest
 import torch
 from helpers import tiny_model as tiny
 
-from pe_core import files, records, runner, saved_model, trainer
+from pe_core import files, paths, records, runner, saved_model, trainer
 from pe_core.config import Experiment
-from pe_core.errors import RecordError, TrainingError, WriteError
+from pe_core.errors import ConfigError, RecordError, TrainingError, WriteError
 from pe_core.trainer import TrainState
 
 FAULTS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT, "Read-only file system": errno.EROFS,
@@ -160,6 +160,12 @@ def test_the_same_command_repairs_a_damaged_run(whole, tmp_path, capsys, damage)
     said = capsys.readouterr()
     assert f"Run {record.run} is damaged: " in said.out + said.err
     assert records.finished(folder)
+
+
+def test_a_name_that_no_file_can_have_is_one_line():
+    for reading in (False, True):
+        with pytest.raises(ConfigError, match=r"^'a\\x00b': names of files and folders hold no NUL$"):
+            paths.runs("a\0b", reading=reading)
 
 
 def test_a_folder_that_is_only_read_need_not_be_writable_and_is_not_made(whole, tmp_path, monkeypatch):
