@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest:
             known = parsed.options_known
             raise ConfigError(unknown("option", rest[0], known) if rest[0].startswith("-") else f"unexpected '{rest[0]}'")
+        if parsed.json and getattr(parsed, "csv", False):
+            raise ConfigError("one of --csv and --json can be printed, not both")
         # A program reads the JSON: lines about the training must not stand before it.
         with contextlib.redirect_stdout(sys.stderr) if parsed.json else contextlib.nullcontext():
             value = parsed.command(parsed)
@@ -290,8 +292,6 @@ def _compare(parsed: argparse.Namespace) -> Any:
     from pe_core.report import compare
 
     found = [_find(name, parsed.runs) for name in parsed.chosen] or records.load_all(parsed.runs)
-    if parsed.csv and parsed.json:
-        raise ConfigError("one of --csv and --json can be printed, not both")
     chosen = compare.comparisons(found, parsed.against)
     if parsed.plot:
         file = compare.plot(*chosen[0], parsed.plot)
@@ -325,8 +325,6 @@ def _generate(parsed: argparse.Namespace) -> Any:
 
 
 def _list(parsed: argparse.Namespace) -> Any:
-    if parsed.csv and parsed.json:
-        raise ConfigError("one of --csv and --json can be printed, not both")
     if parsed.what not in _LISTS:
         raise ConfigError(unknown("list", parsed.what, _LISTS))
     if parsed.what == "runs":

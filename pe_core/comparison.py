@@ -234,14 +234,19 @@ def best(found: Groups, judged: pd.DataFrame) -> list[str]:
     return [first, *sorted(judged[(judged.b == first) & (judged.verdict == NO_DIFFERENCE)].a, key=losses.__getitem__)]
 
 
+def of_common_seeds(found: Groups) -> Groups:
+    """The runs of those seeds that all models have; of each model none where there is no such seed."""
+    seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
+    return {label: [record for record in group if record.config["seed"] in seeds] for label, group in found.items()}
+
+
 def _stack(found: Groups, part: Part = ()) -> tuple[list[str], stats.Floats, NDArray[np.int64]]:
     """Labels, summed losses by model, common seed and document, and tokens by document."""
     if len(found) < 2:
         raise RecordError(f"{len(found)} model(s): two are needed for a comparison")
-    seeds = set.intersection(*({record.config["seed"] for record in group} for group in found.values()))
-    if not seeds:
+    chosen = list(of_common_seeds(found).values())
+    if not all(chosen):
         raise RecordError(f"{', '.join(found)}: no seed in common")
-    chosen = [[record for record in group if record.config["seed"] in seeds] for group in found.values()]
     if len({record.data["fingerprint"] for group in chosen for record in group}) > 1:
         raise RecordError(f"{', '.join(found)}: measured on different text")
     losses = np.array([[record.heldout.losses[part].sum(axis=1) for record in group] for group in chosen])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -78,6 +79,12 @@ class Lock(FileLock):  # type: ignore[misc, valid-type]
             raise
         except OSError as error:
             raise WriteError(f"cannot write '{path}': {error.strerror or error}") from None
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def from_json(text: str | bytes) -> Any:

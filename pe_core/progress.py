@@ -41,7 +41,7 @@ def say(sentence: str) -> None:
     else:
         tqdm.write(sentence, file=sys.stdout)
         sys.stdout.flush()
-        if type(sys.stderr).__module__.startswith("ipykernel") and (outside := _outside()):
+        if outside := _outside():
             with outside:  # a log, where nothing else would tell how far a notebook is; on a terminal there is the bar
                 if not outside.isatty():
                     outside.write(f"{sentence}\n")

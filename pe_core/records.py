@@ -184,9 +184,9 @@ class Record(pydantic.BaseModel):
         except ValueError as error:
             raise self.unreadable(name, error) from None
 
-    def unreadable(self, name: str, error: Exception) -> RecordError:
+    def unreadable(self, name: str, error: Exception, how: str = "is not JSON") -> RecordError:
         """The error of what was kept under that name and cannot be read."""
-        return RecordError(f"run {self.run}: '{name}' is not JSON ({error}); delete it to measure again")
+        return RecordError(f"run {self.run}: '{name}' {how} ({error}); delete it to measure again")
 
     def same_result(self, other: Record) -> bool:
         """Whether two records are identical apart from measured time and memory."""

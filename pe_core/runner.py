@@ -120,11 +120,10 @@ def start_record(experiment: Experiment, prepared: Data, runs: Path) -> Record |
     if not all((runs / experiment.start / name).exists() for name in (records.RECORD, records.MODEL)):
         raise RecordError(f"start='{experiment.start}': no finished run of that id, with its model, in '{runs}'")
     record = records.load(runs / experiment.start)
-    settings = record.experiment
+    theirs, ours = ({**dict(one), **corpora.by_content(one)} for one in (record.experiment, experiment))
     for name in _SHARED_BY_START:
-        theirs, ours = ({**dict(one), **corpora.by_content(one)}[name] for one in (settings, experiment))
-        if theirs != ours:
-            raise RecordError(f"start='{experiment.start}': that run has {name}={theirs!r}, this one {ours!r}")
+        if theirs[name] != ours[name]:
+            raise RecordError(f"start='{experiment.start}': that run has {name}={theirs[name]!r}, this one {ours[name]!r}")
     if record.data["corpus_version"] != prepared.about["corpus_version"]:
         # Other documents are split in another way: some that were trained on would be held out now.
         raise RecordError(f"start='{experiment.start}': the documents of '{experiment.corpus}' are no longer that run's")

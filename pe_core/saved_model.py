@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def save(model: LabForCausalLM, tokenizer: Any, folder: Path) -> None:
         with progress.quiet_transformers():
             model.save_pretrained(where)
         tokenizer.save_pretrained(where)
-        sums = [f"{_sum(file)}  {file.name}\n" for file in sorted(where.iterdir())]
+        sums = [f"{files.sha256(file)}  {file.name}\n" for file in sorted(where.iterdir())]
         (where / SUMS).write_text("".join(sums))
 
     files.write_folder(folder, write)
@@ -126,7 +125,7 @@ def damage(folder: Path) -> str | None:
         if (folder / SUMS).exists():
             for line in (folder / SUMS).read_text().splitlines():
                 expected, _, name = line.partition("  ")
-                if _sum(folder / name) != expected:
+                if files.sha256(folder / name) != expected:
                     return f"{name} is not as it was written"
         weights = folder / WEIGHTS
         with weights.open("rb") as file:
@@ -143,11 +142,6 @@ def damage(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError, struct.error):
         return f"{name} is damaged"
     return None
-
-
-def _sum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def generate(folder: Path, text: str, tokens: int, temperature: float, seed: int) -> str:

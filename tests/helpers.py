@@ -1,6 +1,7 @@
 """What tests of several rooms use: small models and records, runs that are cut off, executed notebooks."""
 
 import os
+import pickle
 import subprocess
 import sys
 import zlib
@@ -127,6 +128,19 @@ def made(folder, encoding="none", label="NoPE", seed=42, shift=0.0, documents=9,
     heldout.save(folder / records.LOSSES)
     record.save(folder)
     return record
+
+
+class _Trap:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def pickled_trap(folder):
+    """What makes this folder where it is unpickled."""
+    return pickle.dumps(_Trap(folder))
 
 
 def run_notebook(path, output, *parameters, **options):

@@ -49,11 +49,16 @@ def is_local(name: str) -> bool:
 def by_content(experiment: Experiment) -> dict[str, Any]:
     """Corpus, tokenizer and facts of an experiment, "files" in place of a path: of files counts what is in them, which is in
     the fingerprint of the windows made of them."""
-    tokenizer, facts = experiment.tokenizer, experiment.facts
-    local = {"tokenizer": tokenizer not in ("auto", "train"), "facts": facts is not None and facts not in fact_sentences.NAMED}
-    there = {name: "files" for name, own in local.items() if own and os.path.exists(expanded(getattr(experiment, name)))}
-    corpus = "files" if is_local(experiment.corpus) else experiment.corpus
-    return {"corpus": corpus, "tokenizer": tokenizer, "facts": facts, **there}
+    local = {
+        "corpus": is_local(experiment.corpus),
+        "tokenizer": experiment.tokenizer not in ("auto", "train") and _exists(experiment.tokenizer),
+        "facts": experiment.facts not in (None, *fact_sentences.NAMED) and _exists(str(experiment.facts)),
+    }
+    return {name: "files" if files else getattr(experiment, name) for name, files in local.items()}
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(expanded(name))
 
 
 def sample(corpus: Corpus, count: int) -> list[str]:

@@ -346,7 +346,7 @@ def _save_streams(streams: Streams, folder: Path) -> None:
         ends = {f"{side}_ends": values for side, values in streams.ends.items()}
         np.savez(where / "tokens.npz", **streams.tokens, **ends)  # type: ignore[arg-type]
         streams.tokenizer.save_pretrained(where / "tokenizer")
-        sums = {str(p.relative_to(where)): _sum(p) for p in sorted(where.rglob("*")) if p.is_file()}
+        sums = {str(p.relative_to(where)): files.sha256(p) for p in sorted(where.rglob("*")) if p.is_file()}
         (where / "meta.json").write_text(json.dumps({"about": streams.about, "sha256": sums}, indent=1))
 
     files.write_folder(folder, save)
@@ -361,7 +361,7 @@ def _load_streams(folder: Path) -> Streams | None:
     try:
         meta = files.from_json((folder / "meta.json").read_text())
         for name, expected in meta["sha256"].items():
-            if _sum(folder / name) != expected:
+            if files.sha256(folder / name) != expected:
                 raise ValueError(f"{name} differs from what was written")
         with np.load(folder / "tokens.npz") as arrays:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
@@ -370,8 +370,3 @@ def _load_streams(folder: Path) -> Streams | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         progress.say(f"The token cache {folder.name} is damaged ({error}); building it again.")
         return None
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -193,8 +193,9 @@ def from_files(name: str) -> Corpus:
         if file.stat().st_size == 0 and len(paths) == 1:
             raise CorpusError(f"corpus='{name}': the file is empty")
     try:
-        flags = re.match(r"(\(\?[aiLmsux]+\))*", rule)  # must stand first
-        heading = re.compile(f"{flags[0]}^(?={rule[flags.end() :]})" if flags else rule, re.MULTILINE)
+        # Flags such as `(?i)` must stand first.
+        at_line = re.sub(r"\A((?:\(\?[aiLmsux]+\))*)(.*)", r"\1^(?=\2)", rule, count=1, flags=re.DOTALL)
+        heading = re.compile(at_line, re.MULTILINE)
     except re.error as error:
         raise CorpusError(f"corpus='{name}': '{rule}' is not a regular expression ({error})") from None
 
@@ -262,8 +263,8 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
             if not isinstance(row, dict) or not isinstance(row.get(field), str):
                 fields = list(row) if isinstance(row, dict) else []
                 text = [name for name in fields if isinstance(row[name], str) and name != field]
-                held = f" (fields: {', '.join(fields)}" if fields else ""
-                held += f"; name one as in '{path.name}::{text[0]}')" if text else ")" * bool(fields)
+                hint = f"; name one as in '{path.name}::{text[0]}'" if text else ""
+                held = f" (fields: {', '.join(fields)}{hint})" if fields else ""
                 raise CorpusError(f"corpus file '{path}', line {number}: no string field '{field}'{held}")
             yield row[field].encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair
 

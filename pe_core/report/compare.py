@@ -38,19 +38,15 @@ def comparisons(found: Sequence[Record], against: str | None = None) -> list[tup
         )
     chosen = []
     for group in alike:
-        groups = _same_seeds(comparison.groups(comparison.at_chosen_rates(group)))
+        groups = comparison.groups(comparison.at_chosen_rates(group))
+        common = comparison.of_common_seeds(groups)  # a mean over other seeds is not comparable
+        groups = common if all(common.values()) else groups
         label = baseline(groups, against)
         if label:
             chosen.append((groups, label))
     if not chosen:
         raise RecordError(unknown("baseline", against or "", sorted({record.label for group in alike for record in group})))
     return chosen
-
-
-def _same_seeds(groups: Groups) -> Groups:
-    """The runs of those seeds that all models have, where there are any: a mean over others is not comparable."""
-    common = set.intersection(*({record.config["seed"] for record in group} for group in groups.values()))
-    return {label: [r for r in group if r.config["seed"] in common] for label, group in groups.items()} if common else groups
 
 
 def baseline(groups: Groups, against: str | None = None) -> str | None:

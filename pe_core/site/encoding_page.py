@@ -53,6 +53,15 @@ def model(name: str, options: dict[str, Any] | None = None, small: bool = False)
     return built
 
 
+def takes(name: str, options: dict[str, Any]) -> bool:
+    """Whether encoding `name` can be built with these options, the others at their defaults."""
+    try:
+        model(name, options, small=True)
+    except LabError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def attention(name: str, options: dict[str, Any] | None = None, tokens: int = SEQ_LEN, small: bool = False) -> Floats:
     """Attention weights of the first layer, (H, T, T), where every token is the same. Raises LabError."""

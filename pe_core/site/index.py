@@ -263,7 +263,7 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
         ours = [label for label, runs in groups.items() if runs[0].config["encoding"] == name]
         if not ours:
             continue
-        reference = baseline() if baseline() in groups else compare.baseline(groups)
+        reference = compare.baseline(groups)
         judged = comparison.frame(groups, reference).set_index("label") if reference else None
         for label in ours:
             runs = groups[label]

@@ -125,7 +125,7 @@ def _values(name: str, key: str) -> list[Any]:
     wanted = [*_choices(field.annotation), *(_about(default, share) if isinstance(default, int | float) else [])]
     if default is not None and default not in wanted:
         return []
-    return [value for value in dict.fromkeys(wanted) if _taken(name, {key: value})]
+    return [value for value in dict.fromkeys(wanted) if encoding_page.takes(name, {key: value})]
 
 
 def _choices(annotation: Any) -> Iterator[Any]:
@@ -148,14 +148,6 @@ def _about(default: float, share: bool) -> list[float]:
         return [-4.0, -2.0, default, 2.0, 4.0]
     factors = (0.01, 0.1, 1, 10, 100) if default >= 1_000 else (0.25, 0.5, 1, 2, 4)
     return [type(default)(default * factor) for factor in factors]
-
-
-def _taken(name: str, options: dict[str, Any]) -> bool:
-    try:
-        encoding_page.model(name, options, small=True)
-    except LabError:
-        return False
-    return True
 
 
 def _written(value: Any) -> str:

@@ -80,15 +80,7 @@ def choices(name: str, encoding: str, low: float, high: float) -> list[Any]:
     values = {round(value) if whole else float(f"{value:.6g}") for value in np.linspace(low, high, 101)} | {field.get_default()}
     if whole and high - low <= 512:
         values |= set(range(int(low), int(high) + 1))
-    return [value for value in sorted(values) if _takes(encoding, {name: value})]
-
-
-def _takes(encoding: str, options: dict[str, Any]) -> bool:
-    try:
-        encoding_page.model(encoding, options, small=True)
-    except LabError:
-        return False
-    return True
+    return [value for value in sorted(values) if encoding_page.takes(encoding, {name: value})]
 
 
 def control(name: str, encoding: str) -> Any:

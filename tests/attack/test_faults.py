@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import pickle
 import random
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import pickled_trap
 
 from pe_core import records, runner, saved_model
 from pe_core.config import Experiment
@@ -78,14 +78,6 @@ def test_write_errors(campaign, command, whole, tmp_path, monkeypatch):
         shutil.rmtree(runs, ignore_errors=True)
 
 
-class Shell:
-    def __init__(self, trap):
-        self.trap = trap
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trap),)
-
-
 def flipped(content, at):
     byte = int(len(content) * at)
     return content[:byte] + bytes([content[byte] ^ 16]) + content[byte + 1 :] if content else b"x"
@@ -106,7 +98,7 @@ def damages(trap):
         "object": lambda file: file.write_text("{}"),
         "deep": lambda file: file.write_text("[" * 100_000),
         "not UTF-8": lambda file: file.write_bytes(b"\xff\xfe{}"),
-        "code": lambda file: file.write_bytes(pickle.dumps(Shell(trap))),
+        "code": lambda file: file.write_bytes(pickled_trap(trap)),
         "a folder": lambda file: (file.unlink(), file.mkdir()),
         "a loop": lambda file: (file.unlink(), file.symlink_to(file)),
         **{

@@ -5,28 +5,18 @@ import gzip
 import io
 import json
 import os
-import pickle
 import random
 import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import pickled_trap
 
 from pe_core import runner
 from pe_core.errors import TrainingError
 
 TEXT = "".join(f"In {1900 + i} the council of town {i % 7} built bridge number {i * i % 101}.\n" for i in range(400)).encode()
 LINES = b"".join(json.dumps({"text": line.decode()}).encode() + b"\n" for line in TEXT.splitlines())
-
-
-class Shell:
-    """What leaves a file behind where it is unpickled."""
-
-    def __init__(self, trap):
-        self.trap = trap
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.trap),)
 
 
 def zipped(content):
@@ -76,7 +66,7 @@ def contents(trap):
         "gzip, cut": gzip.compress(TEXT)[:-30],
         "bzip2": bz2.compress(TEXT),
         "zip": zipped(TEXT),
-        "pickle": pickle.dumps(Shell(trap)),
+        "pickle": pickled_trap(trap),
         "Parquet, cut": b"PAR1" + noise + b"PAR1",
         "program": b"\x7fELF" + noise,
         "image": b"\x89PNG\r\n\x1a\n" + noise,

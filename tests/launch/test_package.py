@@ -52,9 +52,7 @@ def test_a_wheel_runs_an_experiment_outside_the_repository(tmp_path):
     assert Path(json.loads(ran.stdout)["folder"]).parent == work / "runs"
     for module in ("site.pages", "site.readme", "site.publish clean gone.ipynb", "studies.ranking"):
         command = [str(tmp_path / "env/bin/python"), "-m", *f"pe_core.{module}".split()]
-        ran = subprocess.run(
-            command, cwd=work, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-        )
+        ran = subprocess.run(command, cwd=work, capture_output=True, text=True, env=alone)
         assert ran.returncode == 1
         assert ran.stderr.startswith("error: "), ran.stderr
         assert ran.stderr.count("\n") == 1, ran.stderr

@@ -83,7 +83,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
             with file.open("rb") as stream, np.load(stream) as arrays:
                 return Diagnosis(**arrays)
         except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
-            raise RecordError(f"run {record.run}: '{file.name}' cannot be read ({error}); delete it to measure again") from None
+            raise record.unreadable(file.name, error, "cannot be read") from None
     if not (record.folder / records.MODEL).exists():
         raise RecordError(f"run {record.run}: its weights are not in '{record.folder}'; train it again to look inside")
     record.need_text()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pe_core import comparison, data, hardware, metrics, progress, records, stats
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, Tokens
-from pe_core.errors import ConfigError, RecordError
+from pe_core.errors import ConfigError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
@@ -84,7 +84,7 @@ def _read(record: Record, file: Path) -> HeldOut:
     try:
         return HeldOut.load(file)
     except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
-        raise RecordError(f"run {record.run}: '{file.name}' cannot be read ({error}); delete it to measure again") from None
+        raise record.unreadable(file.name, error, "cannot be read") from None
 
 
 def _file(kind: str, record: Record, length: int, longest: int, windows: int, encoding: str | None, options: Any) -> Path:
