@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from pe_core.errors import WriteError
+from pe_core.errors import LabError, WriteError
 
 _OLD = 3_600.0  # seconds
 
@@ -96,10 +95,10 @@ def from_json(text: str | bytes) -> Any:
 
 
 def _beside(path: Path) -> Path:
-    """Where `path` is written first; what a process that was killed an hour ago or longer left there is removed."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """Where `path` is written first; what processes that were killed an hour ago or longer left beside it is removed."""
+    for left in path.parent.glob(".*.partial"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > _OLD:
+            if time.time() - max(file.stat().st_mtime for file in (left, *left.rglob("*"))) > _OLD:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
@@ -113,6 +112,8 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except LabError:  # of what was to be written: text that cannot be read, for example
+        raise
     except Exception as error:  # torch, safetensors and tokenizers each wrap the system's error in a kind of their own
         if cause := _cause(error):
             raise WriteError(f"cannot write '{path}': {cause}") from None

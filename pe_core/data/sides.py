@@ -11,12 +11,15 @@ import re
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pe_core.data.text import ENOUGH
 from pe_core.errors import CorpusError
 
 # The split and the choice of windows do not depend on the run's seed: runs of all seeds see the same held-out text.
 SPLIT_SEED = 20_251_205
 # Shares of the text. Validation is small: it is measured after each epoch, and has only to tell settings apart.
+# A corpus larger than `ENOUGH` is held out no more of than one of that size: measuring would take longer than training.
 TEST_SHARE, VALIDATION_SHARE = 0.1, 0.03
 # No held-out document may fill more than this share of the test side, or it alone would decide the result. A streamed one
 # that would is cut.
@@ -67,14 +70,24 @@ def blocks_of(documents: list[str], sides: Sides) -> int | None:
     return None if set(sides[2]) <= set(documents) else len(documents)
 
 
-def _deal(texts: list[str]) -> Sides:
-    sizes = [len(text.encode()) for text in texts]
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(texts)).tolist()
+def deal(sizes: list[int], most: int | None = None) -> NDArray[np.int8]:
+    """The side of each document, by its size in bytes; of training documents only the first drawn that hold `most` bytes
+    together, and -1 for the others."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(sizes)).tolist()
     test = _draw(order, sizes, TEST_SHARE)
     validation = _draw([index for index in order if index not in test], sizes, VALIDATION_SHARE)
+    sides = np.zeros(len(sizes), np.int8)
+    sides[list(test)], sides[list(validation)] = 2, 1
+    if most is not None:
+        drawn = np.array(order)[sides[order] == 0]
+        sides[drawn[1:][np.cumsum(np.array(sizes)[drawn])[:-1] >= most]] = -1
+    return sides
+
+
+def _deal(texts: list[str]) -> Sides:
     sides: Sides = ([], [], [])
-    for index, text in enumerate(texts):
-        sides[2 if index in test else index in validation].append(text)
+    for text, side in zip(texts, deal([len(text.encode()) for text in texts]).tolist(), strict=True):
+        sides[side].append(text)
     return sides
 
 
@@ -107,12 +120,13 @@ def _inside(block: str) -> str:
 
 
 def _draw(order: list[int], sizes: list[int], share: float) -> set[int]:
-    """Documents of `order`, as they come, that together have this share of all bytes."""
-    budget = share * sum(sizes)
+    """Documents of `order`, as they come, that together have this share of all bytes, at most of `ENOUGH`."""
+    total = min(sum(sizes), ENOUGH)
+    budget = share * total
     # In a corpus of few, similar documents none is small enough: there, the smaller ones that hold twice the budget are.
-    ascending = sorted(sizes[index] for index in order)
+    ascending = np.sort(np.array(sizes, np.int64)[order])
     enough = ascending[min(int(np.searchsorted(np.cumsum(ascending), 2 * budget)), len(ascending) - 1)] if order else 0
-    largest = max(LARGEST_HELD_OUT_SHARE * TEST_SHARE * sum(sizes), enough)
+    largest = max(LARGEST_HELD_OUT_SHARE * TEST_SHARE * total, enough)
     drawn: set[int] = set()
     taken = 0
     for index in order:

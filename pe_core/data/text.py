@@ -27,6 +27,9 @@ from pe_core.errors import CorpusError
 from pe_core.paths import expanded
 
 DOCUMENT_END = "<|endoftext|>"
+_DOCUMENT_END = re.compile(rf"^{re.escape(DOCUMENT_END)}\s*$", re.MULTILINE)
+# Bytes. Text of this size is held in memory and used whole; of more, no more is used than a run needs.
+ENOUGH = 64_000_000
 Place = dict[str, Any]
 Stream = Iterator[tuple[str, Callable[[], Place]]]
 
@@ -39,6 +42,7 @@ class Corpus:
         documents: a function that starts a fresh pass over the documents, always in the same order.
         version: changes whenever the documents do; part of the cache key.
         finite: whether a whole pass is affordable; hub data sets are streamed only as far as needed.
+        size: bytes of its files. Of many only what a run needs is tokenised; 0 is little.
         tokenizer: the tokenizer that belongs to the corpus, or `None` to train one on its training documents.
         parts: the corpora a mixture is made of, each split by itself, so that results can be told by source.
         after: a stream's documents after a place in it (`None` is its beginning), each with a function that tells the place
@@ -51,6 +55,7 @@ class Corpus:
     version: str
     documents: Callable[[], Iterator[str]]
     finite: bool = True
+    size: int = 0
     tokenizer: str | None = None
     parts: tuple[Corpus, ...] = ()
     after: Callable[[Place | None], Stream] | None = None
@@ -168,10 +173,10 @@ def prose_docs_code() -> Corpus:
 def from_files(name: str) -> Corpus:
     """Files named by a path, a folder (its files, recursively) or a glob, and how documents are found in them.
 
-    `.jsonl` and `.parquet` give one document per row, of field `text` or the one named after `::`, as in
+    `.jsonl`, `.parquet`, `.csv` and `.tsv` give one document per row, of field `text` or the one named after `::`, as in
     `rows.jsonl::content`. Any other file is text: one document per file; or several, where lines that hold nothing but
     `<|endoftext|>` divide it; or, with a regular expression after `::`, as in `book.txt::CHAPTER`, one from each line that
-    begins with it.
+    begins with it. What such a rule leaves longer than a million characters of a file above 64 MB is cut at ends of lines.
 
     Raises:
         CorpusError: nothing is there, it cannot be read, or it is of another kind.
@@ -209,6 +214,7 @@ def from_files(name: str) -> Corpus:
         licence="the user's own files",
         version=_digest_of(_file_chunks(paths)) + (f", {rule}" if rule else ""),
         documents=documents,
+        size=sum(file.stat().st_size for file in paths),
     )
 
 
@@ -233,21 +239,59 @@ def _read(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]:
             yield from _read_parquet(path, rule or "text")
         elif kind in (".jsonl", ".ndjson"):
             yield from _read_jsonl(path, rule or "text")
+        elif kind in (".csv", ".tsv"):
+            yield from _read_table(path, rule or "text", "," if kind == ".csv" else "\t")
         else:
-            text = path.read_bytes().decode("utf-8-sig")
-            if "\0" in text:
-                raise CorpusError(f"corpus file '{path}' is binary, not text")
-            if not rule:
-                yield from re.split(rf"^{re.escape(DOCUMENT_END)}\s*$", text, flags=re.MULTILINE)
-                return
-            starts = [found.start() for found in heading.finditer(text)]
-            if not starts:
-                raise CorpusError(f"corpus file '{path}': no line begins with '{rule}'")
-            yield from (text[start:end] for start, end in pairwise([0, *starts, len(text)]))
+            yield from _read_text(path, rule, heading)
     except UnicodeDecodeError as error:
         raise CorpusError(f"corpus file '{path}' is binary or not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise CorpusError(f"corpus file '{path}' cannot be read: {error.strerror or error}") from None
+
+
+_PASSAGE = 1_000_000  # characters of a larger file that are read at a time
+
+
+def _read_text(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]:
+    large = path.stat().st_size > ENOUGH
+    divided, rest = False, ""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        while passage := file.read(_PASSAGE if large else -1):
+            passage += file.readline(_PASSAGE)
+            if "\0" in passage:
+                raise CorpusError(f"corpus file '{path}' is binary, not text")
+            rest += passage
+            if rule:
+                starts = [found.start() for found in heading.finditer(rest)]
+                *whole, rest = [rest[start:end] for start, end in pairwise([0, *starts, len(rest)])]
+                divided = divided or bool(starts)
+            else:
+                *whole, rest = _DOCUMENT_END.split(rest)
+            yield from whole
+            while large and len(rest) > _PASSAGE:
+                end = max(rest.rfind("\n", 0, _PASSAGE), rest.rfind(" ", 0, _PASSAGE) if "\n" not in rest else 0) or _PASSAGE
+                yield rest[:end]
+                rest = rest[end:]
+    if rule and not divided:
+        raise CorpusError(f"corpus file '{path}': no line begins with '{rule}'")
+    yield rest
+
+
+def _read_table(path: Path, field: str, separator: str) -> Iterator[str]:
+    import pandas as pd
+
+    options: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    try:
+        columns = list(pd.read_csv(path, nrows=0, **options))
+        if field not in columns:
+            hint = f"; name one as in '{path.name}::{columns[0]}'"
+            raise CorpusError(f"corpus file '{path}': no column '{field}' (columns: {', '.join(columns)}{hint})")
+        for rows in pd.read_csv(path, chunksize=1_000, **options):  # all columns: else rows of too many would pass
+            yield from (value for value in rows[field] if isinstance(value, str))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise CorpusError(
+            f"corpus file '{path}' is not a readable {path.suffix} file: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[str]:

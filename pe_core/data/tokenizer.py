@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -140,6 +144,70 @@ def token_lists(tokenizer: Any, documents: list[str]) -> list[list[int]]:
     """Token ids of each document. Text never becomes a special token, not even one that spells `<|endoftext|>`."""
     found = tokenizer(documents, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return list(found["input_ids"])
+
+
+def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
+    """What makes token ids of many documents: `token_lists`, or the same ids from tiktoken, ten times as fast, where it
+    gives the same for every text.
+
+    Both merge the pair of least rank first. tiktoken ranks a pair by the token it makes, tokenizers by its place among the
+    merges: one order where tokens are numbered as they were merged. tiktoken also merges a pair that was never learned but
+    spells a token. Such a pair never stands side by side where each token's own spelling is encoded as that token alone:
+    neighbours of an encoding are an encoding of what they spell, so the token would have a second one.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, split, form = backend["model"], backend["pre_tokenizer"] or {}, (backend["normalizer"] or {}).get("type")
+    plain = model["type"] == "BPE" and not any(
+        model.get(name) for name in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+    )
+    byte_level = split.get("type") == "ByteLevel" and not split["add_prefix_space"] and split["use_regex"]
+    if not plain or not byte_level or form not in (None, "NFC") or not all(t["special"] for t in backend["added_tokens"]):
+        return partial(_in_pieces, partial(token_lists, tokenizer))
+    vocab, merges = model["vocab"], [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    special = {token["content"] for token in backend["added_tokens"]}
+    made = [vocab["".join(pair)] for pair in merges]
+    tokens = [token for token in vocab if token not in special]
+    alone = tokenizer.backend_tokenizer.model.tokenize
+    if made != sorted(set(made)) or any([part.id for part in alone(token)] != [vocab[token]] for token in tokens):
+        return partial(_in_pieces, partial(token_lists, tokenizer))
+    import tiktoken
+
+    ranks = dict(zip(_spelled(tokens), map(vocab.__getitem__, tokens), strict=True))
+    if len(ranks) < len(tokens) or not all(bytes([byte]) in ranks for byte in range(256)):
+        return partial(_in_pieces, partial(token_lists, tokenizer))
+    fast = tiktoken.Encoding("", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        if any(map(_BLANK.search, texts)):
+            return token_lists(tokenizer, texts)
+        composed = [unicodedata.normalize(form, text) for text in texts] if form else texts
+        found: list[list[int]] = fast.encode_ordinary_batch(composed, num_threads=os.cpu_count() or 1)
+        return found
+
+    return partial(_in_pieces, ids)
+
+
+def _in_pieces(ids: Callable[[list[str]], list[list[int]]], documents: list[str]) -> list[list[int]]:
+    """Token ids of documents of which long ones are cut between words, or those of gigabytes would take tens of gigabytes."""
+    pieces = [_pieces(text) for text in documents]
+    found = iter(ids([*chain.from_iterable(pieces)]))
+    return [list(chain.from_iterable(islice(found, len(some)))) for some in pieces]
+
+
+# How GPT-2 divides text into words (Radford et al. 2019) before pairs are merged, as tokenizers' ByteLevel does.
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BLANK = re.compile(r"\s{500}")  # long runs exhaust the stack of tiktoken's regular expressions, which ends the process
+# Between words for sure.
+_BETWEEN = re.compile(r"(?<=\S)(?= \S)")
+_PIECE = 1_000_000  # characters
+
+
+def _pieces(text: str) -> list[str]:
+    """A text, cut between words about every million characters."""
+    cuts = [0]
+    while len(text) - cuts[-1] > _PIECE and (found := _BETWEEN.search(text, cuts[-1] + _PIECE)):
+        cuts.append(found.start())
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
 
 
 def token_bytes(tokenizer: Any, vocab: int) -> NDArray[np.int32]:

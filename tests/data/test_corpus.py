@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pe_core.data import corpora, hub
+from pe_core.data import text as text_module
 from pe_core.errors import CorpusError
 
 
@@ -60,6 +61,47 @@ def test_a_field_or_a_heading_is_named_after_two_colons(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="the folder holds no files"):
         texts(tmp_path / "empty")
+
+
+def test_tables_give_a_document_per_row(tmp_path):
+    rows = pd.DataFrame({"text": ['one, "quoted"\nand on', "", "NA"], "n": [1, 2, 3]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    rows.to_csv(tmp_path / "rows.TSV", index=False, sep="\t")
+    for name in ("rows.csv", "rows.TSV"):
+        assert texts(tmp_path / name) == ['one, "quoted"\nand on', "NA"]
+        assert texts(f"{tmp_path}/{name}::n") == ["1", "2", "3"]
+        with pytest.raises(CorpusError, match=rf"no column 'body' \(columns: text, n; name one as in '{name}::text'\)$"):
+            texts(f"{tmp_path}/{name}::body")
+    (tmp_path / "uneven.csv").write_text("text,n\na,1\nb,2,3,4\n")
+    (tmp_path / "empty.csv").write_text("\n")
+    for name in ("uneven.csv", "empty.csv"):
+        with pytest.raises(CorpusError, match=r"is not a readable \.csv file: "):
+            texts(tmp_path / name)
+    (tmp_path / "latin.csv").write_bytes("text\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        texts(tmp_path / "latin.csv")
+
+
+@pytest.mark.parametrize("passage", [50, 300])
+def test_a_text_too_large_to_be_read_at_once_is_the_same_text(tmp_path, monkeypatch, passage):
+    """Read in passages: the same documents where none is longer than one, and every character where one is."""
+    lines = [f"Line {n} of it, naïve." for n in range(60)]
+    for n in (9, 30, 31):
+        lines[n] = text_module.DOCUMENT_END
+    lines[45] = f"not {text_module.DOCUMENT_END} alone"
+    lines[50] = "CHAPTER 2\r"
+    (tmp_path / "book.txt").write_text("\n".join(lines), newline="")
+    whole = {rule: texts(f"{tmp_path}/book.txt{rule}") for rule in ("", "::CHAPTER", "::Line [34]0")}
+    monkeypatch.setattr(text_module, "ENOUGH", 10)
+    monkeypatch.setattr(text_module, "_PASSAGE", 2_000)
+    assert {rule: texts(f"{tmp_path}/book.txt{rule}") for rule in whole} == whole
+    monkeypatch.setattr(text_module, "_PASSAGE", passage)
+    for rule, expected in whole.items():
+        found = texts(f"{tmp_path}/book.txt{rule}")
+        assert "".join("".join(found).split()) == "".join("".join(expected).split())
+        assert max(map(len, found)) <= max(passage, 30)
+    with pytest.raises(CorpusError, match="no line begins with 'PART'"):
+        texts(f"{tmp_path}/book.txt::PART")
 
 
 def test_byte_order_marks_and_broken_characters_are_no_trouble(tmp_path):

@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tokenizers import normalizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from pe_core import data
 from pe_core.config import Experiment
-from pe_core.data import corpora, dataset
+from pe_core.data import corpora, dataset, sides, text
+from pe_core.data import streams as token_streams
 from pe_core.data.sides import blocks_of, side_of, split
 from pe_core.data.text import Corpus
-from pe_core.data.tokenizer import load_tokenizer, train_tokenizer
+from pe_core.data.tokenizer import encoder, load_tokenizer, token_lists, train_tokenizer
 from pe_core.errors import CorpusError
 from pe_core.runner import run_id
 
@@ -51,7 +56,7 @@ def sources(prepared, windows):
 
 
 def streams_of(corpus, cache, **settings):
-    return dataset._streams(corpora.load(str(corpus)), experiment(corpus, **settings), cache)
+    return token_streams.load(corpora.load(str(corpus)), experiment(corpus, **settings), cache)
 
 
 def test_no_document_stands_on_two_sides(library, tmp_path):
@@ -104,12 +109,12 @@ def test_window_lengths_that_share_a_drawn_length_see_the_same_text(library, tmp
 def test_a_mixture_is_split_by_source_and_says_so(library, tmp_path):
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
     parts = tuple(
-        dataset.Corpus(name, "part", "none", "1", lambda chosen=chosen: iter(chosen))
+        Corpus(name, "part", "none", "1", lambda chosen=chosen: iter(chosen))
         for name, chosen in (("few", rows[:60]), ("many", rows[60:] + rows[:5]))
     )
-    mixed = dataset.Corpus("mixed", "parts", "none", "1", lambda: iter(rows), parts=parts)
+    mixed = Corpus("mixed", "parts", "none", "1", lambda: iter(rows), parts=parts)
     settings = experiment("x.txt")
-    streams = dataset._streams(mixed, settings, tmp_path)
+    streams = token_streams.load(mixed, settings, tmp_path)
     alone = {part.name: split(list(dict.fromkeys(part.documents())))[2] for part in parts[:1]}
     assert streams.about["sources"]["few"] == len(alone["few"]), "held out as it would be by itself"
     assert sum(streams.about["sources"].values()) == len(streams.ends["test"])
@@ -180,7 +185,7 @@ def _files(cache):
 def test_a_damaged_cache_is_rebuilt_not_trusted(library, tmp_path, capsys, damage):
     cache = tmp_path / "cache"
     fingerprint = prepare(library, cache).fingerprint
-    tokens, meta = next(cache.rglob("tokens.npz")), next(cache.rglob("meta.json"))
+    tokens, meta = next(cache.rglob("train.bin")), next(cache.rglob("meta.json"))
     before = _files(cache)
     raw = bytearray(tokens.read_bytes())
     match damage:
@@ -202,7 +207,7 @@ def test_the_cache_is_used_and_leaves_nothing_half_written(library, tmp_path, mo
     cache = tmp_path / "cache"
     prepare(library, cache)
     assert not list(cache.rglob("*.partial"))
-    monkeypatch.setattr(dataset, "train_tokenizer", None)  # building again would fail
+    monkeypatch.setattr(token_streams, "train_tokenizer", None)  # building again would fail
     prepare(library, cache)
 
 
@@ -230,7 +235,7 @@ def test_an_interrupted_write_leaves_no_cache(library, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(dataset.np, "savez", interrupted)
+        patch.setattr(token_streams.np, "savez", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(library, cache)
     assert not list(cache.rglob("meta.json"))
@@ -249,9 +254,9 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(library, tmp_path, mo
 def test_a_document_given_twice_is_on_one_side(library, tmp_path):
     twice = tmp_path / "twice.jsonl"
     twice.write_text(library.read_text() + "\n" + library.read_text())
-    once = dataset._streams(corpora.load(str(library)), experiment(library), tmp_path / "once")
+    once = token_streams.load(corpora.load(str(library)), experiment(library), tmp_path / "once")
     assert (
-        dataset._streams(corpora.load(str(twice)), experiment(twice), tmp_path / "twice").about["documents"]
+        token_streams.load(corpora.load(str(twice)), experiment(twice), tmp_path / "twice").about["documents"]
         == (once.about["documents"])
     )
 
@@ -282,11 +287,11 @@ def test_a_document_that_spells_end_of_text_does_not_end_there(library, tmp_path
     spelt = tmp_path / "spelt.jsonl"
     rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
     spelt.write_text("\n".join(json.dumps({"text": text.replace(" ", END, 2)}) for text in rows))
-    streams = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    streams = token_streams.load(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
     for tokens, ends in ((streams.tokens[side], streams.ends[side]) for side in dataset.SIDES):
         assert np.flatnonzero(tokens == streams.tokenizer.eos_token_id).tolist() == [0, *(ends - 1)]
     assert streams.tokenizer.decode(streams.tokens["test"].tolist()).count(END) == 1 + 3 * len(streams.ends["test"])
-    again = dataset._streams(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
+    again = token_streams.load(corpora.load(str(spelt)), experiment(spelt), tmp_path / "cache")
     assert again.tokenizer.backend_tokenizer.to_str() == streams.tokenizer.backend_tokenizer.to_str()
 
 
@@ -308,7 +313,7 @@ def test_no_streamed_document_fills_the_held_out_side(library, tmp_path, own):
     huge = next(text for n in range(100) if side_of(text := f"huge {n} " + "once upon a time " * 3000) == 2)
     stream = [huge, *sides[0], *sides[1], *sides[2]]
 
-    streams = dataset._streams(streamed(stream), settings, tmp_path / "cache")
+    streams = token_streams.load(streamed(stream), settings, tmp_path / "cache")
     wanted = settings.heldout_windows * settings.seq_len
     tokens, ends = streams.tokens["test"], streams.ends["test"]
     assert len(tokens) > wanted, "cut documents are made up for by others"
@@ -431,3 +436,156 @@ def test_a_tokenizer_that_changes_text_is_refused(library, tmp_path, change):
     tokenizer.save_pretrained(tmp_path / "changing")
     with pytest.raises(CorpusError, match="gives text back as it was"):
         load_tokenizer(str(tmp_path / "changing"))
+
+
+# More text than is held in memory
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """As if 8,000 bytes were much: the library, of 60,000, is read again for each use."""
+    for module in (token_streams, sides, text):
+        monkeypatch.setattr(module, "ENOUGH", 8_000)
+
+
+def documents_of(streams, side):
+    return [text.strip() for text in streams.tokenizer.decode(streams.tokens[side].tolist()).split(END)[1:-1]]
+
+
+def test_text_that_is_not_held_is_split_and_encoded_as_if_it_were(library, tmp_path, monkeypatch):
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(library.read_text() + "\n" + library.read_text())
+    settings = {"samples": 2_000}  # windows of 16 tokens that may stand for all of the text
+    held = streams_of(twice, tmp_path / "a", **settings)
+    for module in (token_streams, text):  # but not of `sides`: the same shares of the whole
+        monkeypatch.setattr(module, "ENOUGH", 8_000)
+    tokenizer = str(tmp_path / "tokenizer")
+    held.tokenizer.save_pretrained(tokenizer)
+    unread = streams_of(twice, tmp_path / "b", tokenizer=tokenizer, **settings)
+    for side in dataset.SIDES:
+        assert np.array_equal(unread.tokens[side], held.tokens[side])
+        assert np.array_equal(unread.ends[side], held.ends[side])
+    assert "drawn_from" not in unread.about
+
+
+def test_of_much_text_no_more_is_tokenised_than_a_run_needs(library, tmp_path, small_memory, capsys):
+    few, more = (streams_of(library, tmp_path, samples=n) for n in (40, 250))
+    assert few.about["drawn_from"] == more.about["drawn_from"] == 200
+    assert "0 of 0 MB are tokenised" in capsys.readouterr().out
+    small, large = ([set(documents_of(found, side)) for side in dataset.SIDES] for found in (few, more))
+    assert small[0] < large[0], "what is drawn for a short run is among what a longer one trains on"
+    assert small[1:] == large[1:]
+    assert sum(map(len, map(str.encode, small[2]))) <= 800, "a tenth of what counts as much"
+    assert small[0].isdisjoint(small[1] | small[2])
+    assert len(few.tokens["train"]) > 40 * 16
+    assert few.tokenizer.get_vocab() == more.tokenizer.get_vocab(), "trained on the same text, however much a run needs"
+    assert prepare(library, tmp_path, samples=250).train.shape == (250, 17)
+    assert len(list((tmp_path / "tokens").glob("[!.]*"))) == 2
+    streams_of(library, tmp_path, samples=50)
+    assert len(list((tmp_path / "tokens").glob("[!.]*"))) == 2, "short runs share one cache"
+
+
+def test_few_documents_of_much_text_are_held_and_cut_into_blocks(tmp_path, small_memory):
+    words = np.random.default_rng(0).choice(["river", "stone", "walks", "green", "under"], (2, 8_000))
+    (tmp_path / "two.jsonl").write_text("\n".join(json.dumps({"text": " ".join(row)}) for row in words))
+    assert prepare(tmp_path / "two.jsonl", tmp_path).about["blocks_of"] == 2
+
+
+def test_text_that_changes_while_it_is_read_is_refused(library, tmp_path, small_memory):
+    rows = [json.loads(line)["text"] for line in library.read_text().splitlines()]
+    passes = iter([rows, rows[:-1], rows[:-1]])
+    corpus = Corpus("growing.jsonl", "made up", "none", "1", lambda: iter(next(passes)), size=60_000)
+    with pytest.raises(CorpusError, match="was changed while it was read"):
+        token_streams.load(corpus, experiment("x.txt", samples=2_000), tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_corpus_that_cannot_be_read_is_not_called_a_write_error(library, tmp_path):
+    def documents():
+        try:
+            yield pathlib.Path("/gone/file").read_text()
+        except OSError:
+            raise CorpusError("corpus file '/gone/file' cannot be read") from None
+
+    with pytest.raises(CorpusError, match=r"cannot be read$"):
+        token_streams.load(Corpus("x.jsonl", "made up", "none", "1", documents), experiment("x.txt"), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_large_text_is_prepared_in_little_memory(tmp_path):
+    rng = np.random.default_rng(0)
+    words = np.array(["".join(rng.choice(list("abcdefghij"), rng.integers(2, 9))) for _ in range(5_000)])
+    with (tmp_path / "large.txt").open("w") as file:  # one text without an end: it is cut into passages
+        for _ in range(140):
+            file.write(" ".join(words[rng.zipf(1.3, 200_000) % 5_000]) + "\n")
+    assert (tmp_path / "large.txt").stat().st_size > 110e6
+    settings = experiment(tmp_path / "large.txt", samples=10_000).model_dump()
+    code = (
+        "import resource, transformers; "
+        "from pathlib import Path; from pe_core import data; from pe_core.config import Experiment; "
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024; before = used(); "
+        f"d = data.prepare(Experiment(**{settings!r}), Path({str(tmp_path)!r})); print(d.about['drawn_from'], used() - before)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert int(out[-2]) > 100, "passages of about a million characters"
+    assert float(out[-1]) < 110, "MB, less than the text itself"
+
+
+# Tokens of tiktoken are tokens of tokenizers
+
+
+@pytest.fixture(scope="module")
+def trained():
+    code = "    def f(x):\n\t\treturn x's and they'll 12 + 3456\n"
+    return train_tokenizer([f"the quick brown fox jumps n° {n} over naïve cafés 位置 {code}" for n in range(300)], 600)
+
+
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(list(" \n\t'sl3the q"))), max_size=200))
+@settings(max_examples=300)
+def test_fast_tokens_are_the_tokenizers_own(trained, words):
+    assert encoder(trained)([words, words + END]) == token_lists(trained, [words, words + END])
+
+
+def test_fast_tokens_of_composed_letters_and_long_texts(trained, monkeypatch):
+    text = "Cafe\u0301 " * 50 + "a" * 3_000 + " " * 1_200 + "\n\nend of it " * 2_000
+    expected = token_lists(trained, [text, "x"])
+    assert encoder(trained)([text, "x"]) == expected
+    monkeypatch.setattr("pe_core.data.tokenizer._PIECE", 500)
+    assert encoder(trained)([text, "x"]) == expected, "cuts between words change no token"
+    composing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(trained.backend_tokenizer.to_str()), eos_token=END)
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    assert encoder(composing)([text]) == token_lists(composing, [text]) != token_lists(trained, [text])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: spec["model"]["merges"].reverse(),
+        lambda spec: spec["model"].update(dropout=0.1),
+        lambda spec: spec["pre_tokenizer"].update(use_regex=False),
+        lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True),
+        lambda spec: spec.update(pre_tokenizer=None),
+        lambda spec: spec.update(normalizer={"type": "Lowercase"}),
+        lambda spec: spec["added_tokens"].append({**spec["added_tokens"][0], "id": 600, "content": "    ", "special": False}),
+    ],
+    ids=["order of merges", "dropout", "no words", "prefix", "no pre-tokenizer", "normalizer", "added token"],
+)
+def test_other_tokenizers_encode_for_themselves(trained, change, monkeypatch):
+    import tiktoken
+
+    spec = json.loads(trained.backend_tokenizer.to_str())
+    change(spec)
+    monkeypatch.setattr(tiktoken, "Encoding", None)  # calling it would fail
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token=END)
+    assert len(encoder(own)(["The quick brown fox"])[0]) > 3
+
+
+def test_a_learned_pair_that_is_not_the_tokens_own_spelling_is_not_left_to_tiktoken():
+    """Of "abc", the pairs b-c and then a-bc are never joined here, though "abc" is a token: tiktoken would join them."""
+    alphabet = [*pre_tokenizers.ByteLevel.alphabet()]
+    vocab = {token: n for n, token in enumerate([END, *sorted(alphabet), "bc", "ab", "abc"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), ("ab", "c")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
+    [ids] = encoder(tokenizer)(["abc"])
+    assert ids == token_lists(tokenizer, ["abc"])[0] == [vocab["a"], vocab["bc"]]

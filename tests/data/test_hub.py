@@ -16,8 +16,8 @@ import zstandard
 from hub import LOOPBACK_ONLY, Hub, environment
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pe_core.data.dataset import _encode, side_of
-from pe_core.data.tokenizer import load_tokenizer, train_tokenizer
+from pe_core.data.sides import side_of
+from pe_core.data.tokenizer import encoder, load_tokenizer, train_tokenizer
 
 END = "<|endoftext|>"
 PILE = {"corpus": "pile", "samples": 40, "seq_len": 32, "preset": "nano"}
@@ -34,8 +34,8 @@ from pe_core.errors import CorpusError
 
 hub.RETRY_AFTER = (0.1, 0.1)
 if os.environ.get("KILLED_AFTER"):  # documents
-    side, left = dataset.side_of, iter(range(int(os.environ["KILLED_AFTER"])))
-    dataset.side_of = lambda document: os._exit(9) if next(left, None) is None else side(document)
+    side, left = streams.side_of, iter(range(int(os.environ["KILLED_AFTER"])))
+    streams.side_of = lambda document: os._exit(9) if next(left, None) is None else side(document)
 
 for settings in json.loads(sys.argv[2]):
     start = time.monotonic()
@@ -177,11 +177,10 @@ def test_text_never_becomes_a_special_token(tmp_path, make):
         (tmp_path / name).write_bytes(content)
     tokenizer = train_tokenizer(LONG, 600) if make == "own" else load_tokenizer(str(tmp_path))
     texts = [f"one{END}two", END, "a <|padding|>    b", f"{END} {END}\n"]
-    tokens, ends = _encode(texts, tokenizer, "")
-    assert np.flatnonzero(np.isin(tokens, tokenizer.all_special_ids)).tolist() == [0, *(ends - 1)]
-    assert tokenizer.decode(tokens.tolist()) == END + "".join(text + END for text in texts)
-    if make != "own":
-        assert tokenizer.convert_tokens_to_ids(" " * 4) in tokens
+    for ids, text in zip(encoder(tokenizer)(texts), texts, strict=True):
+        assert not set(ids) & set(tokenizer.all_special_ids)
+        assert tokenizer.decode(ids) == text
+        assert make == "own" or ("    b" in text) == (tokenizer.convert_tokens_to_ids(" " * 4) in ids)
 
 
 def test_a_hub_that_stumbles_gives_the_same_data(hub, tmp_path):
