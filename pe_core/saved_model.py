@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pe_core import files, progress
-from pe_core.errors import RecordError, out_of_memory
+from pe_core.errors import ConfigError, RecordError, out_of_memory
 
 if TYPE_CHECKING:
     from pe_core.model import LabForCausalLM
@@ -153,6 +153,14 @@ def generate(folder: Path, text: str, tokens: int, temperature: float, seed: int
     ids = opened(text, return_tensors="pt", add_special_tokens=False, split_special_tokens=True).input_ids
     if not ids.shape[1]:
         ids = torch.tensor([[opened.eos_token_id]])
+    most = language.encoding.longest_text
+    if most is not None and most - ids.shape[1] < tokens:
+        if ids.shape[1] >= most:
+            raise ConfigError(
+                f"a text of {ids.shape[1]} tokens: this model has positions for {most}, its next token's included"
+            )
+        progress.say(f"Ends after {most} tokens, beyond which this model has no positions.")
+        tokens = most - ids.shape[1]
     sampled = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng([]), progress.quiet_transformers():  # it would warn of lengths beyond those trained on
         torch.manual_seed(seed)

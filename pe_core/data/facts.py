@@ -234,7 +234,8 @@ def from_files(name: str) -> Facts:
     files beside it, a set for each file; those of `*randomized*` files, whose answers are dealt out at random, are a control.
 
     Rows with the same string `fact` are one fact. Where that field is missing, rows are one fact whose completions occur in
-    each other's text: a person's name, and the descriptions of that person in every grammatical form. Whether a fact is
+    each other's text: a person's name, and the descriptions of that person in every grammatical form. (A name within a longer
+    one, Ann of Ann Lee, is another name.) Whether a fact is
     stated the way it is asked for is found in the sentences trained on: its answer stood at their end, or before it.
 
     Raises:
@@ -296,6 +297,22 @@ def _answer(completion: str) -> str:
     return " ".join(kept)
 
 
+def _read(text: str) -> list[tuple[str, bool]]:
+    """The words of a text, and whether each goes on a name: it begins with a capital, right after another word."""
+    return [
+        (
+            found.group().casefold(),
+            found.group()[0].isupper() and text[: found.start()][-2:-1].isalnum() and text[found.start() - 1] == " ",
+        )
+        for found in re.finditer(r"\w+", text)
+    ]
+
+
+def _is_name(text: str) -> bool:
+    """Whether every word begins with a capital, as in names and in no description."""
+    return all(word[0].isupper() for word in re.findall(r"[^\W\d_]\w*", text))
+
+
 def _within(some: str, words: str) -> bool:
     """Whether some words stand side by side among others, both as `_words` gives them."""
     return f" {some} " in f" {words} "
@@ -306,21 +323,35 @@ class _People:
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         answers = sorted({_answer(row.completion) for row in rows} - {""}, key=lambda words: (len(words), words))
+        self.names = {_answer(row.completion) for row in rows if _is_name(row.completion)}
         # An answer is the shortest one within it: "the diver" of "being the diver" and "the diver of pearls".
-        self.shortest = {words: next(a for a in answers if _within(a, words)) for words in answers}
+        self.shortest = {words: next(a for a in answers if self._same(a, words)) for words in answers}
         self.group = {words: words for words in self.shortest.values()}
-        known = list(self.group)
+        known = sorted(self.group, key=len, reverse=True)
         for row in rows:
-            text, own = _words(row.prompt + row.completion), self.answer(row)
+            text, own = _read(row.prompt + row.completion), self.answer(row)
             for words in known:
-                if _within(words, text):
+                places = self._places(words.split(), text)
+                if places:
                     first, second = sorted((self._first(words), self._first(own)), key=lambda words: (len(words), words))
                     self.group[second] = first
+                for place in places if words in self.names else ():  # no part of it is a name of its own
+                    text[place] = [("", False)] * (place.stop - place.start)
         given: dict[str, set[str]] = {}
         for row in rows:
             if row.fact is not None:
                 given.setdefault(self._first(self.answer(row)), set()).add(row.fact)
         self.given = {group: facts.pop() for group, facts in given.items() if len(facts) == 1}
+
+    def _same(self, shorter: str, words: str) -> bool:
+        return shorter == words or (_within(shorter, words) and not self.names >= {shorter, words})
+
+    def _places(self, words: list[str], text: list[tuple[str, bool]]) -> list[slice]:
+        """Where an answer stands in a text (`_read`), a name not where another word of a longer one follows."""
+        n = len(words)
+        found = [slice(at, at + n) for at in range(len(text) - n + 1) if [word for word, _ in text[at : at + n]] == words]
+        name = " ".join(words) in self.names
+        return [place for place in found if not (name and place.stop < len(text) and text[place.stop][1])]
 
     def answer(self, row: _Row) -> str:
         words = _answer(row.completion)

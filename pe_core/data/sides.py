@@ -62,6 +62,8 @@ def split(documents: list[str], name: str = "corpus") -> Sides:
         else:
             kept.append(block)
             last = document
+    if sum(map(len, kept)) < sum(map(len, blocks)) / 2:
+        raise CorpusError(f"corpus '{name}' repeats itself: without what is held out, too little is left to train on")
     return kept, list(map(_inside, validation)), list(map(_inside, test))
 
 

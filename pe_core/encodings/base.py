@@ -53,6 +53,8 @@ class Encoding(nn.Module):
     extrapolates: ClassVar[bool | None] = None
     # The E of `token_state`; 0 where nothing is kept.
     state_size: int = 0
+    # Tokens of the longest text that can be read at all (evaluation mode), where there is such an end.
+    longest_text: int | None = None
 
     def __init__(self, shape: Shape, options: Any) -> None:
         super().__init__()

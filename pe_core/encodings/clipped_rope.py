@@ -4,8 +4,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.encodings.rope import RoPE
+from pe_core.encodings.rope import RoPE, even_share
+from pe_core.errors import ConfigError
 from pe_core.schema import Shape
+
+_PAPERS = 0.3125
 
 
 class ClippedRoPE(RoPE):
@@ -23,17 +26,18 @@ class ClippedRoPE(RoPE):
     model trained with `rope`.
 
     Options:
-        clipped: fraction of the pairs that are slowed down; n is rounded, to 2 at least, and 0 is RoPE.
+        clipped: fraction of the pairs that are slowed down, 0 is RoPE. Of the paper's fraction, the default, n is rounded, to
+            2 at least.
         rotary_pct: fraction of the head dimension that rotates. As in `rope`, but 1 here.
         base: wavelengths before clipping run from 2π to 2π · base. As in `rope`.
 
     Raises:
-        ConfigError: if R = rotary_pct · K is not an even number.
+        ConfigError: if R = rotary_pct · K is not an even number, or n, of another fraction, not a whole one above 1.
     """
 
     class Options(RoPE.Options):
         rotary_pct: float = Field(1.0, ge=0, le=1)
-        clipped: float = Field(0.3125, ge=0, le=1)
+        clipped: float = Field(_PAPERS, ge=0, le=1)
 
     family = "rotary"
     title = "Clipped RoPE"
@@ -44,7 +48,14 @@ class ClippedRoPE(RoPE):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         pairs = self.rotary_dim // 2
-        self.slowed = min(max(round(options.clipped * pairs), 2), pairs) if options.clipped and pairs > 1 else 0
+        if options.clipped == _PAPERS:
+            self.slowed = min(max(round(options.clipped * pairs), 2), pairs) if pairs > 1 else 0
+            return
+        self.slowed = even_share(self, "clipped", options.clipped, self.rotary_dim) // 2
+        if self.slowed == 1:
+            raise ConfigError(
+                f"encoding 'clipped_rope': clipped={options.clipped:g} of {pairs} pairs is one: two at least are needed"
+            )
 
     def frequencies(self, device: torch.device) -> Tensor:
         frequencies = super().frequencies(device)
@@ -56,4 +67,4 @@ class ClippedRoPE(RoPE):
 
     @classmethod
     def label(cls, options: Options) -> str:  # type: ignore[override]
-        return super().label(options) + ("" if options.clipped == 0.3125 else f", {100 * options.clipped:.4g} % clipped")
+        return super().label(options) + ("" if options.clipped == _PAPERS else f", {100 * options.clipped:.4g} % clipped")

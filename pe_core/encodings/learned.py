@@ -32,6 +32,7 @@ class Learned(Encoding):
         length = options.length or shape.seq_len
         if shape.seq_len > length:
             raise ConfigError(f"seq_len={shape.seq_len} is longer than the learned table (length={length})")
+        self.longest_text = length
         self.table = nn.Parameter(torch.empty(length, shape.hidden))
 
     def embed(self, x_BTD: Tensor, positions_BT: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class Mix(Encoding):
         members = [self._member(part) for part in options.parts]
         self.members = nn.ModuleList(members)
         self.acting = list(range(len(options.parts)))
+        self.longest_text = min((member.longest_text for member in members if member.longest_text is not None), default=None)
         for layer in range(shape.layers):
             self.for_layer(layer)._refuse_two()
 

@@ -2,7 +2,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.encodings.rope import RoPE
+from pe_core.encodings.rope import RoPE, even_share
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
@@ -10,18 +10,17 @@ from pe_core.schema import Shape, Strict
 class PRoPE(RoPE):
     """p-RoPE: RoPE on all dimensions without its lowest frequencies. Barbero et al. 2024 (arXiv 2410.06205).
 
-    Dimensions m and m + K/2 form a pair. The first r = ⌊p · K/2⌋ pairs turn by base^(-2m/K) per position, as in RoPE;
+    Dimensions m and m + K/2 form a pair. The first r = p · K/2 pairs turn by base^(-2m/K) per position, as in RoPE;
     the others, which would be the slowest, do not turn and compare content alone at any distance.
 
     Not the same as `rope` with rotary_pct = p, which spreads fewer frequencies over the whole range, slow ones included.
 
     Options:
-        p: fraction of the frequencies that is kept; the paper's best is 0.75. 1 is RoPE at 100 %, 0 is NoPE. That p · K/2
-            is rounded down where it is not whole follows transformers; the paper's head dimension, 256, leaves it open.
+        p: fraction of the frequencies that is kept; the paper's best is 0.75. 1 is RoPE at 100 %, 0 is NoPE.
         base: wavelengths, those dropped included, run from 2π to 2π · base.
 
     Raises:
-        ConfigError: if the head dimension is odd, or p is above 0 and yet too small to keep a pair.
+        ConfigError: if the head dimension is odd, or p · K/2 is not a whole number.
     """
 
     class Options(Strict):
@@ -38,12 +37,7 @@ class PRoPE(RoPE):
             raise ConfigError(f"encoding 'p_rope': head dimension {shape.head_dim}: an even number is needed")
         super().__init__(shape, RoPE.Options(rotary_pct=1.0, base=options.base))
         self.options = options
-        self.kept = int(options.p * shape.head_dim + 1e-6) // 2  # 0.29 · 100 is not to be 28
-        if options.p > 0 and not self.kept:
-            raise ConfigError(
-                f"encoding 'p_rope': p={options.p:g} of {shape.head_dim // 2} frequencies keeps none; "
-                f"at least {2 / shape.head_dim:.3g} is needed, or 0 for no position encoding"
-            )
+        self.kept = even_share(self, "p", options.p, shape.head_dim) // 2
         if not self.kept:
             self.rotary_dim = 0
 

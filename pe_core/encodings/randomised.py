@@ -61,7 +61,7 @@ class Randomised(Encoding):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         self.max_length = options.max_length or 16 * shape.seq_len
-        self.eval_length = options.eval_length or shape.seq_len
+        self.eval_length = self.longest_text = options.eval_length or shape.seq_len
         if not shape.seq_len <= self.eval_length <= self.max_length:
             raise ConfigError(
                 f"encoding 'randomised': eval_length={self.eval_length}: must be at least the context length "

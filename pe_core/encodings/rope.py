@@ -7,6 +7,23 @@ from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
 
+def even_share(encoding: Encoding, option: str, share: float, dimensions: int) -> int:
+    """So many of the dimensions as an option asks for, in pairs.
+
+    Raises:
+        ConfigError: that is not an even whole number. Rounded, the label would say another share than is used, and a positive
+            one could be none.
+    """
+    asked, pairs = share * dimensions, round(share * dimensions / 2)
+    if abs(asked - 2 * pairs) > 1e-3 or (asked > 0) != (pairs > 0):
+        down, up = (2 * n / dimensions for n in (int(asked // 2), int(asked // 2) + 1))
+        raise ConfigError(
+            f"encoding '{type(encoding).__module__.rpartition('.')[2]}': {option}={share:g} of {dimensions} dimensions "
+            f"is {asked:g}; an even number is needed: {option}={down:.6g} or {up:.6g}, say"
+        )
+    return 2 * pairs
+
+
 class RoPE(Encoding):
     """Rotary position embedding. Su et al. 2021 (arXiv 2104.09864).
 
@@ -33,15 +50,8 @@ class RoPE(Encoding):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
-        rotated, self.base = shape.head_dim * options.rotary_pct, options.base
-        self.rotary_dim = 2 * round(rotated / 2)
-        # Rounded, the label would say another fraction than is rotated; and a positive one is not to be NoPE.
-        if abs(rotated - self.rotary_dim) > 1e-3 or (rotated > 0) != (self.rotary_dim > 0):
-            down, up = (2 * n / shape.head_dim for n in (int(rotated // 2), int(rotated // 2) + 1))
-            raise ConfigError(
-                f"encoding '{type(self).__module__.rpartition('.')[2]}': rotary_pct={options.rotary_pct:g} of head dimension "
-                f"{shape.head_dim} is {rotated:g} dimensions; an even number is needed: rotary_pct={down:.4g} or {up:.4g}, say"
-            )
+        self.base = options.base
+        self.rotary_dim = even_share(self, "rotary_pct", options.rotary_pct, shape.head_dim)
 
     # What encodings that build on this one override: the frequencies, or the waves made of them.
 

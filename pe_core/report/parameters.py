@@ -19,13 +19,12 @@ MAY_BE_EMPTY = ("followed", "run_ids", "shared")
 
 # Parameters that are a setting of `Experiment`, or a list of its values, under another name.
 _SETTINGS = {
-    "budget": "samples",
     "budgets": "samples",
     "contexts": "seq_len",
     "kv_dims": "kv_dim",
+    "larger_budgets": "samples",
     "lengths": "seq_len",
     "note_rate": "facts_rate",
-    "other_budgets": "samples",
     "rates": "lr",
     "seeds": "seed",
     "torch_compile": "compile",

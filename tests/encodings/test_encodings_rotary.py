@@ -180,8 +180,9 @@ def test_p_rope_by_hand():
     assert torch.equal(actual[..., [3, 7]], q[..., [3, 7]])
 
 
-def test_p_rope_rounds_down():
-    assert [build("p_rope", 100, p=p).kept for p in (0.02, 0.29, 0.3, 0.58, 0.999, 1.0)] == [1, 14, 15, 29, 49, 50]
+def test_a_share_is_what_the_label_says_it_is():
+    assert [build("p_rope", 100, p=p).kept for p in (0.02, 0.28, 0.3, 0.58, 1.0)] == [1, 14, 15, 29, 50]
+    assert [build("clipped_rope", 64, clipped=c).slowed for c in (0.0625, 0.5, 1.0)] == [2, 16, 32]
 
 
 @pytest.mark.parametrize(("pct", "scale_base"), [(1.0, 512.0), (0.5, 512.0), (0.25, 64.0), (1.0, 7.0)])
@@ -366,7 +367,7 @@ def test_yarn_takes_the_length_trained_at():
     [
         *[(name, {"factor": 0.5}, "factor=0.5: .*greater than or equal to 1") for name in EXTENSIONS],
         *[(name, {"factor": math.inf}, "factor=inf: .*") for name in EXTENSIONS],
-        *[(name, {"rotary_pct": 0.3}, r"rotary_pct=0\.3 of head dimension 64 is 19\.2 .*even.*") for name in EXTENSIONS],
+        *[(name, {"rotary_pct": 0.3}, r"rotary_pct=0\.3 of 64 dimensions is 19\.2; an even .*") for name in EXTENSIONS],
         *[(name, {"base": 1}, "base=1: .*greater than 1") for name in (*EXTENSIONS, "xpos", "p_rope")],
         ("yarn", {"beta_fast": 1}, "beta_fast=1: must be greater than beta_slow=1"),
         ("yarn", {"beta_slow": 0}, "beta_slow=0: .*greater than 0"),
@@ -375,7 +376,10 @@ def test_yarn_takes_the_length_trained_at():
         ("xpos", {"rotary_pct": 0.3}, r"rotary_pct=0\.3 .*"),
         ("p_rope", {"p": 1.1}, r"p=1\.1: .*less than or equal to 1"),
         ("p_rope", {"p": True}, "p=True: .*"),
-        ("p_rope", {"p": 0.03}, r"p=0\.03 of 32 frequencies keeps none; at least 0\.0312 is needed.*"),
+        ("p_rope", {"p": 0.03}, r"p=0\.03 of 64 dimensions is 1\.92; an even number is needed: p=0 or 0\.03125, say"),
+        ("p_rope", {"p": 0.7}, r"p=0\.7 of 64 dimensions is 44\.8; .*: p=0\.6875 or 0\.71875, say"),
+        ("clipped_rope", {"clipped": 0.3}, r"clipped=0\.3 of 64 dimensions is 19\.2; .*"),
+        ("clipped_rope", {"clipped": 0.03125}, r"clipped=0\.03125 of 32 pairs is one: two at least are needed"),
         ("p_rope", {"rotary_pct": 1.0}, "unknown setting 'rotary_pct'.*"),
     ],
 )

@@ -142,7 +142,8 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     for label in [label for label in last.index if label in order or (label not in followed and not far[label])]:
         rows = table[table.label == label].sort_values("tokens")
         colour, size = figures.family_colour(rows.family.iloc[0]), 6 if label in order else 3.5
-        ax.plot(rows.tokens, rows.percent, color=colour, lw=1.6, label=label)
+        if label in order:
+            ax.plot(rows.tokens, rows.percent, color=colour, lw=1.6, label=label)
         for row in rows.itertuples():
             fill = "white" if row.verdict == NO_DIFFERENCE else colour
             ax.plot(row.tokens, row.percent, "o", ms=size, color=colour, mfc=fill)
