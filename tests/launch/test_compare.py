@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from helpers import made, small
 
-from pe_core import comparison, records, runner
+from pe_core import Experiment, comparison, records, runner
 from pe_core.__main__ import main
 from pe_core.errors import ConfigError, RecordError
 from pe_core.report import compare
@@ -145,6 +145,25 @@ def test_what_follows_two_dashes_is_text(monkeypatch, folder, capsys):
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(RecordError, match=r"^0 finished run\(s\) of 0 model\(s\)"):
         compare.comparisons(records.load_all(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "options", "most"),
+    [
+        ("learned", {}, 8),
+        ("randomised", {"eval_length": 12}, 12),
+        ("mix", {"parts": [{"encoding": "rope"}, {"encoding": "learned", "options": {"length": 10}}]}, 10),
+    ],
+)
+def test_generate_stops_where_positions_end(corpus, tmp_path, capsys, encoding, options, most):
+    tiny = Experiment(corpus=corpus, samples=40, seq_len=8, epochs=1, preset="nano", compile="off", device="cpu")
+    record = runner.run(tiny.model_copy(update={"encoding": encoding, "options": options}), tmp_path)
+    capsys.readouterr()
+    text = record.generate("word1", tokens=50)
+    assert len(record.tokenizer()(text)["input_ids"]) <= most
+    assert f"Ends after {most} tokens" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=rf"this model has positions for {most}, its next token's included$"):
+        record.generate("word1 " * 12)
 
 
 def test_generate_continues_a_text(corpus, tmp_path, capsys):
