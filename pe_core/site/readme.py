@@ -81,6 +81,16 @@ def reading(root: Path = paths.ROOT) -> str:
     return "\n".join(rows)
 
 
+def others(root: Path = paths.ROOT) -> str:
+    """Every other module but encodings and studies, which are found by their names, a line each."""
+    rows = []
+    for room in ("", "data/", "launch/", "report/", "site/"):
+        for file in sorted((root / PACKAGE / room).glob("[a-z]*.py")):
+            if (name := f"{room}{file.stem}") not in CORE:
+                rows.append(f"- [`{name}`]({PACKAGE}/{name}.py): {about(file)}")
+    return "\n".join(rows)
+
+
 def experiments(root: Path = paths.ROOT) -> str:
     """Every notebook with its question: those of the site in the order of its table of contents, then the others."""
     on_site = re.findall(r"^\s*- file: experiments/(\w+)", (root / "_toc.yml").read_text(), re.MULTILINE)
@@ -133,6 +143,7 @@ def parts() -> dict[str, str]:
         "encodings": encodings(),
         "tree": tree(),
         "reading": reading(),
+        "others": others(),
     }
 
 

@@ -60,6 +60,15 @@ def test_what_a_killed_process_left_is_cleared_after_a_while(tmp_path):
     files.write(tmp_path / "a", "text")
     assert not old.exists()
     assert young.exists(), "another process may be writing it"
+    growing, dead = tmp_path / ".tokens-of-a.12.partial", tmp_path / ".tokens-of-b.13.partial"
+    for left in (growing, dead):
+        left.mkdir()
+        (left / "train.bin").write_text("half")
+    for path in (growing, dead, dead / "train.bin"):
+        os.utime(path, (0, 0))
+    files.write_folder(tmp_path / "tokens-of-c", lambda folder: (folder / "all").write_text("all"))
+    assert not dead.exists(), "whatever it was to be"
+    assert growing.exists(), "an hour's writing into one file"
 
 
 @pytest.mark.parametrize("what", [trainer.CHECKPOINT, records.LOSSES, records.MODEL, records.RECORD])
