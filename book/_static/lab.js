@@ -74,7 +74,7 @@ const lab = {
     const rows = Array.from(table.tBodies[0].rows), words = (text) => /^[A-Za-z]/.test(text.trim());
     for (const cell of rows.flatMap((row) => Array.from(row.cells))) {
       const text = cell.textContent.trim();
-      if (words(text) && text.includes(" ") && text.length > 20) cell.classList.add("wraps");
+      if (text.includes(" ") && text.length > (words(text) ? 20 : 40)) cell.classList.add("wraps");
     }
     Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
       const cells = rows.map((row) => row.cells[column]).filter(Boolean);
