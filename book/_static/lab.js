@@ -94,7 +94,7 @@ const lab = {
   }
 
   const LONG = 40; // rows
-  const WIDEST = 960; // pixels of a table beside the text
+  const WIDEST = 970; // pixels of a table beside the text
 
   const wider = (box) => box.scrollWidth > box.clientWidth + 1;
 
