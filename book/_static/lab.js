@@ -74,7 +74,7 @@ const lab = {
     const rows = Array.from(table.tBodies[0].rows), words = (text) => /^[A-Za-z]/.test(text.trim());
     for (const cell of rows.flatMap((row) => Array.from(row.cells))) {
       const text = cell.textContent.trim();
-      if (words(text) && text.includes(" ") && text.length > 20) cell.classList.add("wraps");
+      if (text.includes(" ") && text.length > (words(text) ? 20 : 40)) cell.classList.add("wraps");
     }
     Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
       const cells = rows.map((row) => row.cells[column]).filter(Boolean);
@@ -83,13 +83,57 @@ const lab = {
     });
   }
 
+  // An interval in brackets may stand below its value, where a table is too wide.
+  function intervals(table) {
+    for (const cell of table.querySelectorAll("tbody td")) {
+      const found = /^(\S+)( \[[^\]]+\])(?: (\S+))?$/.exec(cell.textContent.trim());
+      if (!found) continue;
+      const interval = lab.element("span", { class: "interval" }, found[2]);
+      cell.replaceChildren(found[1], ...(found[3] ? [" " + found[3]] : []), interval);
+    }
+  }
+
   const LONG = 40; // rows
+  const WIDEST = 970; // pixels of a table beside the text
+
+  const wider = (box) => box.scrollWidth > box.clientWidth + 1;
+
+  // A table too wide for the text sets intervals below values, then takes the margin, then scrolls.
+  function fitted(box) {
+    box.classList.remove("stacked", "aside");
+    box.style.width = "";
+    if (wider(box)) box.classList.add("stacked");
+    const room = Math.min(WIDEST, box.scrollWidth, document.documentElement.clientWidth - box.getBoundingClientRect().left - 24);
+    if (!wider(box) || room <= box.clientWidth) return;
+    box.classList.add("aside");
+    box.style.width = `${room}px`;
+  }
 
   function reachable(box) {
+    if (box.classList.contains("table-scroll")) fitted(box);
     const down = box.classList.contains("long") && box.scrollHeight > box.clientHeight + 1;
-    const scrolls = down || box.scrollWidth > box.clientWidth + 1;
-    if (scrolls) box.setAttribute("tabindex", "0");
+    if (down || wider(box)) box.setAttribute("tabindex", "0");
     else box.removeAttribute("tabindex");
+    faded(box);
+  }
+
+  // There is more beyond the right edge.
+  function faded(box) {
+    box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  }
+
+  // The page's contents give way to tables in the margin, as to the theme's own wide parts.
+  function giveWay(boxes) {
+    const contents = document.querySelector(".bd-sidebar-secondary"), seen = new Set();
+    if (!contents || !window.IntersectionObserver) return;
+    const observer = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        const there = entry.isIntersecting && entry.target.classList.contains("aside");
+        seen[there ? "add" : "delete"](entry.target);
+      }
+      contents.classList.toggle("hide", seen.size > 0);
+    });
+    boxes.forEach((box) => observer.observe(box));
   }
 
   function ready() {
@@ -101,6 +145,7 @@ const lab = {
       box.append(table);
       // An empty corner is no heading.
       for (const cell of table.querySelectorAll("th")) if (!cell.textContent.trim()) cell.setAttribute("aria-hidden", "true");
+      intervals(table);
       aligned(table);
       sortable(table);
     }
@@ -114,6 +159,8 @@ const lab = {
     const boxes = document.querySelectorAll(".table-scroll, .math-block, .bd-article pre");
     const check = () => boxes.forEach(reachable);
     check();
+    boxes.forEach((box) => box.addEventListener("scroll", () => faded(box), { passive: true }));
+    giveWay(document.querySelectorAll(".table-scroll"));
     window.addEventListener("resize", check);
     document.addEventListener("toggle", check, true); // what was folded had no width
   }

@@ -14,6 +14,10 @@ class ALiBi(Encoding):
 
     score(i, j) = q_i · k_j / sqrt(K) - m_h · (i - j), with one fixed slope m_h per head.
 
+    Published:
+        A model of 1.3 B parameters trained at 1,024 tokens reads 2,048 with the perplexity of a sinusoidal model trained at
+        2,048, and trains 11 % faster in 11 % less memory.
+
     Options:
         slope: `per-head` is the paper's geometric series, 2^(-8h/H) for h = 1 … H where H is a power of two;
             for other H the series of the next lower power of two, filled up from every second slope of the

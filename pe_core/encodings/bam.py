@@ -13,7 +13,11 @@ class BAM(PerLayer):
     with a and b per head and layer: the logarithm of a prior over distances that the softmax multiplies with. b = 1 is ALiBi
     with slope exp(a), b = 2 a Gaussian, b between 0 and 1 a long tail; below 0 near keys lose. Both start at 0, as in the
     authors' code, where every key costs 1: no encoding at first. Their third parameter, where the prior's peak stands, is off
-    there by default and not here; their scalable softmax is `temperature`, in a `mix`."""
+    there by default and not here; their scalable softmax is `temperature`, in a `mix`.
+
+    Published:
+        Retrieves at 500 times the trained length, at a perplexity comparable with others.
+    """
 
     family = "bias"
     title = "BAM"

@@ -18,6 +18,10 @@ class CABLE(FoX):
 
     w starts N(0, 0.02) and b at 0, as in the authors' code: c is about ln 2 = 0.69 a token at first.
 
+    Published:
+        GPT-2 Medium (334 M parameters) has a lower perplexity than with other encodings on sequences longer than those
+        trained on.
+
     Options:
         start: what b starts from; 0 is the authors'.
     """

@@ -23,6 +23,10 @@ class CoPE(PerLayer):
     Positions are counts of content: position ids are not read. Products of queries and keys are needed twice, in the gates
     and in the scores; beyond those, T · P · K operations for q · e, and about ten operations and two look-ups a pair.
 
+    Published:
+        Solves selective copying, counting and Flip-Flop tasks where other encodings fail, and lowers perplexity on text and
+        code.
+
     Options:
         npos_max: the P above; keys further away than P - 1 counts share the last vector (the paper's language models: 64).
     """

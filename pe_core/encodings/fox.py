@@ -20,6 +20,10 @@ class FoX(PerLayer):
     w starts N(0, 0.02) and b at 0, as in the authors' code: f is about 0.5 at first, each token halves what came before.
     Their "Pro" blocks (output gates, normalised queries and keys, shifted keys) are not position encoding and not here.
 
+    Published:
+        Better than a transformer with RoPE in long-context language modelling, length extrapolation and short downstream
+        tasks, on par with it on long ones.
+
     Options:
         start: what b starts from; 0 is the authors', 5 (x-transformers' choice) forgets almost nothing at first.
     """

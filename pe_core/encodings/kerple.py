@@ -22,6 +22,9 @@ class Kerple(Encoding):
     not write to parameters. They start as in that code, uniform in (0, 2) for log's r1 and power's r2, in (0, 1) for the
     other two, and not below 0.01.
 
+    Published:
+        The logarithmic kernel extrapolates best, on three large corpora.
+
     Options:
         kind: `log`, which the paper finds to extrapolate best, or `power`.
     """

@@ -8,7 +8,13 @@ from pe_core.schema import Shape, Strict
 
 
 class Learned(Encoding):
-    """Learned absolute positions, one vector p_i per position: x_i + p_i. Gehring et al. 2017 (arXiv 1705.03122).
+    """Learned absolute positions, one vector per position. Gehring et al. 2017 (arXiv 1705.03122).
+
+    x_p + e_p, with e_p the vector of position p.
+
+    Published:
+        1.3 B parameters, the Pile, 1,024 tokens: perplexity 13.05, against 13.10 without positions, 12.93 sinusoidal and
+        12.51 with ALiBi (Haviv et al. 2022).
 
     Options:
         length: rows of the table, that is the longest context; `None` takes the context length trained at.

@@ -28,6 +28,10 @@ class PoPE(PerLayer):
     Lengths start near softplus(0) = 0.69, which makes scores 0.48 · Σ cos(…) / sqrt(K) before anything is learned: near keys
     are favoured from the start.
 
+    Published:
+        Lower perplexity than RoPE on music, genomes and text, from 124 M to 774 M parameters, and reads longer sequences
+        than trained on without fine-tuning, where RoPE degrades.
+
     Options:
         base: wavelengths run from 2π to 2π · base.
         phase: what δ starts from: `zero`, each cosine's peak at the query's own position, or `uniform` in [-2π, 0].

@@ -32,6 +32,9 @@ class Randomised(Encoding):
     Draws come from a count of training steps, kept with the weights, and integer arithmetic alone: a run that resumes
     goes on as if it had not stopped, and the draws are the same for every seed.
 
+    Published:
+        Test accuracy on 15 algorithmic tasks, at lengths not seen in training, rises by 12.0 % on average.
+
     Options:
         kind: `sinusoidal` (the default: every position has its vector from the start), or `learned`, whose L rows are
             each trained in T of L steps only and need longer training; random positions of a learned table are Li and

@@ -28,7 +28,11 @@ class RoPE(Encoding):
     """Rotary position embedding. Su et al. 2021 (arXiv 2104.09864).
 
     The first R = rotary_pct · K dimensions of each query and key form R/2 pairs (m, m + R/2), as in GPT-NeoX.
-    At position p pair m turns by the angle p · base^(-2m/R), so that q_i · k_j depends on i - j alone.
+    At position p pair m turns by the angle
+
+        p · base^(-2m/R),
+
+    so that q_i · k_j depends on i - j alone.
 
     Options:
         rotary_pct: fraction of the head dimension that rotates (Pythia: 0.25); 0 is NoPE.

@@ -15,8 +15,11 @@ from pe_core.schema import Shape, Strict
 class SelectiveRoPE(PerLayer):
     """Selective RoPE: each token says by how much it turns the pairs. Movahedi et al. 2025 (arXiv 2511.17388).
 
-    As RoPE on the whole head, but pair m of head h stands at the angle base^(-2m/K) · Σ φ_t over the tokens t up to the
-    position, where RoPE has φ = 1. φ = conv(U D x̂), of rank `rank`, conv a causal convolution over four tokens, each pair by
+    As RoPE on the whole head, but pair m of head h stands at the angle
+
+        base^(-2m/K) · Σ φ_t over the tokens t up to the position,
+
+    where RoPE has φ = 1. φ = conv(U D x̂), of rank `rank`, conv a causal convolution over four tokens, each pair by
     itself; x̂ is the layer's normalised input, in H parts of length 1. Layers have parameters of their own.
 
     The abstract idea leaves choices open. Taken here are the defaults of the authors' code: base 500,000, fixed frequencies,

@@ -18,14 +18,17 @@ class SelfExtend(RoPE):
 
     score(i, j) = R(p_i) q_i · R(p_j) k_j / sqrt(K), R the rotation of `rope`, with
 
-        p = the positions themselves           where i - j < window,
-        p_i = ⌊i / group⌋ + window - ⌊window / group⌋,  p_j = ⌊j / group⌋      further away,
+        p = the positions themselves  where i - j < window,
+        p_i = ⌊i / group⌋ + window - ⌊window / group⌋,  p_j = ⌊j / group⌋  further away,
 
     so that no distance is greater than about window + (i - window) / group. Without groups (`group` = None) all keys further
     away stand at the distance `window`: that is ReRoPE (Su 2023, kexue.fm/archives/9708).
 
     It has no parameters and is meant for reading, without further training, longer texts than a model trained with `rope` has
     seen. Keys are cached as they are and turned when they are read, twice; scores have to be written out.
+
+    Published:
+        Lets models read longer texts than trained on without fine-tuning.
 
     Options:
         group: neighbouring positions that share one (the authors' code: 8); `None` is ReRoPE.

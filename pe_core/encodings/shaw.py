@@ -21,6 +21,10 @@ class Shaw(PerLayer):
     this is the keys alone, so that all encodings here change scores and nothing else. It leaves open how the vectors
     start: here N(0, 0.02), like every matrix.
 
+    Published:
+        Translation improves on absolute sinusoidal positions by 1.3 BLEU (English to German) and 0.3 BLEU (English to
+        French).
+
     Options:
         max_distance: the distance from which on all keys share one vector (the paper's base model: 16).
     """

@@ -17,6 +17,10 @@ class Sinusoidal(Encoding):
     Here tokens start from N(0, 0.02) and are not multiplied, the same for every encoding; sines of full size would
     drown them 35 to 1. What is kept is the paper's ratio, position to token 1/√2 to 1: both are 0.02 times smaller.
 
+    Published:
+        Nearly the same translation quality as learned positions. 1.3 B parameters, the Pile, 1,024 tokens: perplexity
+        12.93, 13.05 learned, 12.51 ALiBi (Haviv et al. 2022).
+
     Options:
         scale: factor on the sines; 0.02 is the paper's ratio at the start of training, 1 the bare formula, 0 NoPE.
         base: wavelengths run from 2π to almost 2π · base.

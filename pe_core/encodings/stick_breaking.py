@@ -24,6 +24,10 @@ class StickBreaking(Encoding):
     Nothing is learned beyond the attention's own weights. With small weights β is 0.5 at first: the nearest key gets half, the
     next a quarter, and so on.
 
+    Published:
+        Competitive with softmax and RoPE on downstream tasks; trained at 2,048 tokens, it reads 16,384 with a lower
+        perplexity.
+
     Options:
         rest: `own` gives the rest to the token itself, so that weights add up to 1; `nothing` drops it, and the first token
             sees nothing at all. The paper's formula is the second; its authors' code also has the first, and a learned

@@ -25,6 +25,10 @@ class T5(Encoding):
     How the table starts the paper does not say: N(0, 0.02), as every matrix here, which is almost no bias at all.
     (transformers' T5 takes N(0, 1/D).)
 
+    Published:
+        At 247 M parameters (WikiText-103, 1,024 tokens) perplexity 18.80, against 18.66 with ALiBi, 19.33 rotary, 19.34
+        sinusoidal (Press et al. 2022).
+
     Options:
         buckets: the n above.
         max_distance: from here on all distances share the last bucket, so that any length can be read.

@@ -14,7 +14,7 @@ class Temperature(PerLayer):
     score(i, j) = s(n) · q_i · k_j / sqrt(K),  n = i + 1 keys that query i sees,  where s is
 
         ssmax:  s_h · ln n, s_h learned for each head and layer (scalable softmax)
-        steps:  1 + scale · ln(⌊n / start⌋ + 1), fixed (Llama 4's, on its layers without encoding)
+        steps:  1 + scale · ln(⌊n / start⌋ + 1), fixed (Llama 4, on its layers without encoding)
 
     As n grows, a softmax of scores that stay as they are spreads over ever more keys. No encoding by itself, though with s a
     query does learn how many tokens stand before it; a part for `mix`, with any other one, whose biases grow only where they
@@ -22,6 +22,10 @@ class Temperature(PerLayer):
 
     s_h starts at 1 / mean(ln n over the context length trained at), so that the average temperature is 1: our choice, as the
     paper's start could not be read. Its variant with an offset is not here. n counts keys that a window, beside it, hides.
+
+    Published:
+        Scalable softmax lowers the loss faster in pretraining, and improves long contexts and the retrieval of key
+        information.
 
     Options:
         kind: `ssmax` or `steps`.

@@ -21,6 +21,9 @@ class TransformerXL(PerLayer):
     head take the place of the paper's shift. In fp32, whose angles bf16 could not tell apart.
 
     W, u and v start N(0, 0.02), as the authors' do.
+
+    Published:
+        With segment recurrence, dependencies 450 % longer than a plain transformer's.
     """
 
     family = "bias"

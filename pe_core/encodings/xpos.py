@@ -28,6 +28,9 @@ class XPos(RoPE):
 
     The paper also evaluates with attention confined to blocks; this is the encoding alone.
 
+    Published:
+        Strong both within the trained length and beyond it.
+
     Options:
         scale_base: the B above (the authors': 512); the larger, the slower a pair fades. Pair 0 halves every 0.55 · B.
         rotary_pct: fraction of the head dimension that rotates and fades; the authors' code rotates all of it. 0 is NoPE.

@@ -25,6 +25,9 @@ class YaRN(RoPE):
     index m, between the indices of the two bounds rounded outwards, and this is what is done here. The paper scales all
     of the logits; where only part of a head rotates this part alone is scaled, again as in transformers.
 
+    Published:
+        Extends a context with ten times fewer tokens and 2.5 times fewer training steps than earlier methods.
+
     Options:
         factor: the s above, how many times longer the context becomes; 1 is RoPE.
         beta_fast: turns within L from which a pair keeps its frequency (the paper: 32, for Llama).

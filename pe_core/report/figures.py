@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +301,16 @@ def paired_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
 
 def family_colour(family: str) -> str:
     return FAMILY_COLOURS.get(family, "#666666")
+
+
+def family_legend(figure: Figure, families: Iterable[str]) -> None:
+    """Whose colour is whose, below the figure, for the families that are there."""
+    handles = [
+        Line2D([], [], color=colour, marker="o", lw=0, label=family)
+        for family, colour in FAMILY_COLOURS.items()
+        if family in set(families)
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=4, fontsize=9, columnspacing=1, handletextpad=0.2)
 
 
 def _mixed(colour: str, with_: str, share: float) -> str:

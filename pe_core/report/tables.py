@@ -24,6 +24,12 @@ def interval(estimate: dict[str, float | None] | Any, digits: int = 1) -> str:
     return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
+def marked(row: Any) -> str:
+    """A difference in percent (a row of `comparison.verdicts`) with its interval and, where one was found, its direction."""
+    mark = {"lower": " ▼", "higher": " ▲"}.get(row.verdict, "")
+    return f"{row.percent:+.1f} [{row.low:+.1f}, {row.high:+.1f}]{mark}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3.4 min`, `1.2 h`."""
     if seconds < 90:

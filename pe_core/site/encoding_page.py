@@ -7,14 +7,16 @@ itself). Encodings that learn are shown as they start.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
+import textwrap
+from functools import cache
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from pe_core.model import LabForCausalLM
 from pe_core.model_config import LabConfig
 from pe_core.report import figures
 from pe_core.schema import Strict
+from pe_core.site import docstrings
 
 Floats = NDArray[np.float64]
 
@@ -224,12 +227,12 @@ def turning(name: str) -> str:
     )
 
 
-def facts(name: str) -> pd.DataFrame:
-    """What can be said about an encoding without training it, one row each."""
+def facts(name: str) -> dict[str, str]:
+    """What can be said about an encoding without training it."""
     cls, built = ENCODINGS[name], model(name)
     own = sum(parameter.numel() for parameter in built.encoding.parameters())
     hooks = [hook for hook in _HOOKS if getattr(cls, hook) is not getattr(Encoding, hook)]
-    rows = {
+    return {
         "family": cls.family,
         "paper": f"{cls.paper} ({cls.year})",
         "options": ", ".join(f"{key} = {value}" for key, value in _options(cls).items()) or "none",
@@ -239,7 +242,6 @@ def facts(name: str) -> pd.DataFrame:
         f"{2 * SEQ_LEN} tokens after training at {SEQ_LEN}": _longer(name),
         "with latent attention": "keys need not be made" if cls.absorbs else "keys have to be made",
     }
-    return pd.DataFrame({"": rows})
 
 
 _HOOKS = {
@@ -272,80 +274,19 @@ def _longer(name: str) -> str:
     return "possible (whether it works is for the experiments to say)"
 
 
+@cache
+def words(name: str) -> dict[str, str]:
+    """An encoding's docstring in parts (`docstrings.parts`)."""
+    return docstrings.parts(inspect.getdoc(ENCODINGS[name]) or "")
+
+
 def heading(name: str) -> str:
-    """The page's title, its paper, and what the docstring says."""
-    return f'# {ENCODINGS[name].title}\n\n{paper(name)} In code: `Experiment(encoding="{name}")`.\n\n{story(name)}'
-
-
-def story(name: str) -> str:
-    """The docstring as Markdown: formulas in blocks, options as a list, papers as links."""
-    return docstring(inspect.getdoc(ENCODINGS[name]) or "")
-
-
-def docstring(text: str) -> str:
-    """A docstring of this project as Markdown."""
-    blocks = [block for block in re.split(r"\n\s*\n", text.strip("\n")) if block.strip()]
-    said = []
-    for block in blocks:
-        head, *rest = block.split("\n")
-        if head in ("Options:", "Raises:", "Args:", "Attributes:"):
-            said.append(f"**{_SECTIONS.get(head, head[:-1])}**\n\n{_items(rest)}")
-        elif block.startswith("    "):
-            said.append(f"```text\n{inspect.cleandoc(block)}\n```")
-        elif re.match(r"(\w+\(i, j\)|base'|x_p) [=+] ", block):
-            said.append(_formula(block))
-        else:
-            said.append(_linked(" ".join(block.split())))
-    return "\n\n".join(said)
-
-
-_SECTIONS = {"Options:": "Options", "Raises:": "What it refuses"}
-
-
-def _formula(block: str) -> str:
-    """The formulas a paragraph opens with in a block of their own, a line each, and the rest of the sentence below."""
-    formulas: list[str] = []
-    rest = _pieces(" ".join(block.split()))
-    while rest and (not formulas or re.match(r"\S{1,16} = ", rest[0])):
-        formulas.append(rest.pop(0))
-    last, stop, after = formulas[-1].partition(". ")
-    text = ", ".join([*([after] if stop else []), *rest])
-    shown = "\n".join([*formulas[:-1], last.rstrip(".,")])
-    return f"```text\n{shown}\n```" + (f"\n\n{_linked(text)}" if text else "")
-
-
-def _pieces(text: str) -> list[str]:
-    """The text cut at the commas outside brackets."""
-    pieces, depth = [""], 0
-    for sign in text:
-        depth += (sign in "([") - (sign in ")]")
-        if sign == "," and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += sign
-    return [piece.strip() for piece in pieces]
-
-
-def _items(lines: list[str]) -> str:
-    items: list[str] = []
-    for line in lines:
-        if re.match(r"    \S", line):
-            items.append(line.strip())
-        elif items:
-            items[-1] += " " + line.strip()
-    return "\n".join(f"- {_named(item)}" for item in items)
-
-
-def _named(item: str) -> str:
-    name, colon, rest = item.partition(":")
-    return f"`{name}`:{_linked(rest)}" if colon and re.fullmatch(r"\w+", name) else _linked(item)
-
-
-def _linked(text: str) -> str:
-    """Markdown that shows the text as it is, `code` as code, arXiv numbers as links."""
-    parts = re.split(r"(`[^`]+`)", text)
-    escaped = [p if p.startswith("`") else re.sub(r"([*_$<\[\]|~])", r"\\\1", p) for p in parts]
-    return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", "".join(escaped))
+    """The page's title, what the encoding is in one sentence, its paper where its docstring names one, and the formula."""
+    said = words(name)
+    whose = f"{paper(name)} " if said["source"] else ""
+    return "\n\n".join(
+        [f"# {ENCODINGS[name].title}", said["sentence"], said["formula"], f'{whose}In code: `Experiment(encoding="{name}")`.']
+    )
 
 
 def paper(name: str) -> str:
@@ -355,11 +296,43 @@ def paper(name: str) -> str:
     entries = re.findall(r"@\w+\{(\w+),[^@]*?eprint = \{([\d.]+)\}", (paths.ROOT / "book" / "references.bib").read_text())
     key = next((key for key, eprint in entries if eprint == number), None)
     if key:
-        return f"Introduced by {{cite:t}}`{key}`."
+        return f"Paper: {{cite:t}}`{key}`."
     return f"Paper: [{said}](https://arxiv.org/abs/{number}), {ENCODINGS[name].year}." if number != said else f"Paper: {said}."
 
 
+# Methods that say how training starts and what tables call it: they stand in the whole file.
+_ASIDE = {"__init__", "init_parameter", "label", "stands_in_for", "wavelengths"}
+
+
+def code(name: str) -> str:
+    """The formula, the methods that compute it, and the encoding's whole file, folded."""
+    text = source(name)
+    lines, cls = text.splitlines(), next(n for n in ast.parse(text).body if getattr(n, "name", "") == ENCODINGS[name].__name__)
+    methods = [node for node in ast.iter_child_nodes(cls) if isinstance(node, ast.FunctionDef) and node.name not in _ASIDE]
+    starts = [min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1 for node in methods]
+    shown = "\n\n".join("\n".join(lines[start : node.end_lineno]) for start, node in zip(starts, methods, strict=True))
+    said = re.findall(r"```{math}.*?```", words(name)["formula"], re.DOTALL)
+    said += [f"```python\n{textwrap.dedent(shown)}\n```"] if shown else []
+    return "\n\n".join(["## Code", *said, _folded(f"pe_core/encodings/{name}.py", f"```python\n{text}\n```")])
+
+
 def source(name: str) -> str:
-    """The encoding's file, whole."""
-    module = sys.modules[ENCODINGS[name].__module__]
-    return f":::{{dropdown}} pe_core/encodings/{name}.py\n\n```python\n{inspect.getsource(module).rstrip()}\n```\n\n:::"
+    """The encoding's file."""
+    return inspect.getsource(sys.modules[ENCODINGS[name].__module__]).rstrip()
+
+
+def notes(name: str) -> str:
+    """What else there is to know, folded: notes, options, what it refuses, facts of the class."""
+    said = words(name)
+    listed = "\n".join(f"- {what}: {docstrings.linked(value)}" for what, value in facts(name).items())
+    parts = {
+        "Notes on this implementation": said["notes"] and f"{said['notes']}\n\n{said['source']}",
+        "Options": said["Options"],
+        "What it refuses": said["Raises"],
+        "Facts": listed,
+    }
+    return "\n\n".join(["## Details", *(_folded(title, text) for title, text in parts.items() if text)])
+
+
+def _folded(title: str, text: str) -> str:
+    return f":::{{dropdown}} {title}\n\n{text}\n\n:::"

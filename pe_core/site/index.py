@@ -22,12 +22,14 @@ from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
 from pe_core.records import Record
 from pe_core.report import claims, compare, figures, tables
+from pe_core.site import encoding_page
 from pe_core.studies.diagnostics import measure as diagnostics
 from pe_core.studies.diagnostics import report as diagnostics_report
 from pe_core.studies.extrapolation import measure as extrapolation
 from pe_core.studies.ranking import measure as ranking
 from pe_core.studies.ranking import report as ranking_report
 from pe_core.studies.task_accuracy import measure as task_accuracy
+from pe_core.studies.throughput import measure as throughput
 
 BOOK = paths.ROOT / "book"
 RANKING = "ranking"  # the study of the front page, by the name of its notebook
@@ -37,8 +39,11 @@ OWN_RUNS = "PE_PAGES_RUNS"  # the variable that names a folder of runs to show b
 
 
 def _all() -> list[Record]:
-    """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given."""
-    found = records.load_all(paths.PUBLISHED) if paths.PUBLISHED.is_dir() else []
+    """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given. Of a run that several
+    studies share, the one beside which most was found out later."""
+    shared = [record for study in sorted(paths.PUBLISHED.glob("*/")) for record in records.load_study(study)]
+    richest = sorted(shared, key=lambda record: len(list(record.folder.glob("*"))))
+    found = sorted({record.run: record for record in richest}.values(), key=lambda record: (record.created, record.run))
     if own := os.environ.get(OWN_RUNS):
         known = {record.run for record in found}
         found = sorted([*found, *(r for r in records.load_all(own) if r.run not in known)], key=lambda r: (r.created, r.run))
@@ -123,35 +128,88 @@ def styles(found: Groups) -> dict[str, dict[str, Any]]:
     return figures.styles(records.frame([record for group in found.values() for record in group]))
 
 
-def verdict(name: str, budgets: ranking.Budgets) -> str:
-    """The heading of an encoding's results, and a sentence for each of its models in the ranking study."""
+def verdict(name: str, table: pd.DataFrame) -> str:
+    """The heading of an encoding's results, and a sentence for each of its models in the ranking study (`judged`)."""
     said = ["## Results"]
-    labels = [label for label, group in _all_models(budgets).items() if group[0].config["encoding"] == name]
+    labels = list(dict.fromkeys(table[table.encoding == name].label)) if len(table) else []
     if not labels:
         return (
             f"## Results\n\nNo run with `{name}` is in [the ranking](../experiments/ranking) yet. Train one: "
             f"`papermill notebooks/ranking.ipynb out.ipynb -p models none,rope-full,{name}`."
         )
-    table = ranking.differences(budgets, baseline())
     for label in labels:
-        rows = table[table.label == label]
         if label == baseline():
             said.append(f"{label} is what the other encodings are compared with.")
-        elif len(rows):
-            at = [f"{_verdict(row)} after {row.tokens / 1e6:.1f} M training tokens" for row in rows.itertuples()]
+        else:
+            rows = table[table.label == label].itertuples()
+            at = [f"{_verdict(row)} after {row.tokens / 1e6:.1f} M training tokens" for row in rows]
             said.append(f"{label} against {baseline()}, in test perplexity: {'; '.join(at)}.")
     said.append("[How the ranking changes with training](../experiments/ranking) says how a verdict is reached.")
-    return "\n\n".join([*said, "Every run on record with it, beside RoPE and NoPE where those were trained alike:"])
+    return "\n\n".join([*said, "Every model on record with it (▼ lower, ▲ higher; no mark: no difference found):"])
+
+
+def judged(budgets: ranking.Budgets) -> pd.DataFrame:
+    """`ranking.differences` with the baseline among the others, and of each model its encoding, its rank among the models of
+    its budget and their number; empty where nothing is published."""
+    if not budgets:
+        return pd.DataFrame()
+    table = ranking.differences(budgets, baseline())
+    same = [{"label": baseline(), "percent": 0.0, "samples": samples, "tokens": ranking.tokens(groups)}
+            for samples, groups in budgets.items() if baseline() in groups]  # fmt: skip
+    table = pd.concat([table, pd.DataFrame(same)], ignore_index=True)
+    of = {label: group[0].config["encoding"] for groups in budgets.values() for label, group in groups.items()}
+    by_budget = table.groupby("samples").percent
+    return table.assign(encoding=table.label.map(of), rank=by_budget.rank(method="min"), among=by_budget.transform("size"))
+
+
+def glance(
+    name: str, budgets: ranking.Budgets, table: pd.DataFrame, longer: pd.DataFrame, asked: pd.DataFrame
+) -> dict[str, str]:
+    """What published records say of an encoding, a line each: its rank with the verdict where most models were trained
+    (`judged`), what it was trained on, longer text (`beyond`), tasks (`answers`), speed. What is not on record has no line."""
+    said = {}
+    widest = ranking.widest(budgets) if budgets else {}
+    groups = {label: group for label, group in widest.items() if group[0].config["encoding"] == name}
+    if groups:
+        rows = table[table.label.isin(list(groups)) & (table.tokens == ranking.tokens(widest))]
+        said["rank"] = "; ".join(
+            f"{row.label}: {row.rank:.0f} of {row.among}" + (f", {_verdict(row)}" if row.label != baseline() else "")
+            for row in rows.sort_values("rank").itertuples()
+        )
+        after = f"test perplexity after {ranking.tokens(widest) / 1e6:.1f} M training tokens, against {baseline()}"
+        said["rank"] = f"{said['rank'].replace('**', '')} ({after})"
+        said["trained"] = claims.scale(next(iter(groups.values()))).rstrip(".")
+    if len(longer):
+        lengths = [column for column in longer if column.startswith("at ")]
+        ranked_too = longer[longer.model.isin(list(groups))]
+        said["longer text"] = "; ".join(
+            f"{row['model']}: {row[lengths[0]].split(' [')[0]} bits per byte {lengths[0]} tokens, "
+            + ("no positions beyond" if row[lengths[-1]] == "–" else f"{row[lengths[-1]].split(' [')[0]} {lengths[-1]}")
+            for _, row in (ranked_too if len(ranked_too) else longer).iterrows()
+        )
+    if len(asked):
+        shares = asked.groupby("factor").whole.mean()
+        said["tasks"] = f"{100 * shares.get(1.0, shares.iloc[0]):.0f} % of answers right at the trained length, "
+        said["tasks"] += f"{100 * shares.iloc[-1]:.0f} % at {shares.index[-1]:g} × (mean of {asked.task.nunique()} tasks)"
+    bench = [file for file in sorted((paths.PUBLISHED / throughput.FOLDER).glob("*.json"))]
+    if speed := throughput.by_encoding([one for file in bench for one in throughput.load(file)]).get(name):
+        said["speed"] = f"{speed:.2f} of the training speed without encoding"
+    return said
+
+
+def claimed(name: str, seen: dict[str, str]) -> str:
+    """What papers say beside what was measured here (`glance`); "" where its docstring quotes nothing or there is no run."""
+    published = encoding_page.words(name)["Published"]
+    measured = [seen[what] for what in ("rank", "longer text") if what in seen]
+    if not published or not measured:
+        return ""
+    return f"## Published against measured here\n\n**Published**: {published}\n\n**Measured here**: {'. '.join(measured)}."
 
 
 def _verdict(row: Any) -> str:
     if row.verdict == comparison.NO_DIFFERENCE:
         return f"no difference found ({claims.as_percent(row)})"
     return f"**{row.verdict}**, {claims.as_percent(row)}"
-
-
-def _all_models(budgets: ranking.Budgets) -> Groups:
-    return {label: group for groups in budgets.values() for label, group in groups.items()}
 
 
 def pages() -> Iterator[Path]:
@@ -212,7 +270,7 @@ def gallery(families: Sequence[str] = ()) -> str:
             before = family(name)
             said.append(f"\n## {_FAMILIES.get(before, before.capitalize())}\n")
         cls = ENCODINGS[name]
-        said.append(f"- [{cls.title}]({name}.ipynb) ({cls.year}). {_plain(_first(cls))}")
+        said.append(f"- [{cls.title}]({name}.ipynb) ({cls.year}). {encoding_page.words(name)['sentence']}")
     return "\n".join(said)
 
 
@@ -230,16 +288,6 @@ _FAMILIES = {
 def family(name: str) -> str:
     """An encoding's family, as far as it is a known one."""
     return known if (known := ENCODINGS[name].family) in figures.FAMILY_COLOURS else "none"
-
-
-def _first(cls: type[Any]) -> str:
-    """What a docstring says before it names its paper."""
-    text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-    return re.split(r"\. (?=\S+ (?:et al\.|\d{4}))", text)[0].rstrip(".") + "."
-
-
-def _plain(text: str) -> str:
-    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
 
 
 def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
@@ -268,18 +316,15 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
         for label in ours:
             runs = groups[label]
             values = [record.metrics["perplexity"]["value"] for record in runs]
-            bits = [record.metrics["bits_per_byte"]["value"] for record in runs]
             row = None if judged is None or label == reference else judged.loc[label]
             rows.append(
                 {
                     "model": label,
-                    "seeds": len(runs),
+                    "difference, %": "–" if row is None else tables.marked(row),
                     "perplexity": f"{sum(values) / len(values):.1f}",
-                    "bits per byte": f"{sum(bits) / len(bits):.3f}",
-                    "difference, %": "–" if row is None else tables.interval([row.percent, row.low, row.high]),
                     "against": "–" if row is None else reference,
-                    "verdict": "–" if row is None else row.verdict,
                     "trained on": named(runs),
+                    "seeds": len(runs),
                 }
             )
     return pd.DataFrame(rows)
@@ -297,13 +342,14 @@ Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 
 
 
 def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
-    """Models with this encoding as they read other lengths (`extrapolation.recorded`), of the first setting in which they did:
-    one row each, one column a length."""
+    """Models with this encoding, or read with it in place of their own, as they read other lengths (`extrapolation.recorded`),
+    of the first setting in which they did: one row each, one column a length."""
     groups: dict[tuple[str, str], list[dict[int, float | None]]] = {}
-    for group in comparison.settings([record for record in found if record.config["encoding"] == name]):
+    for group in comparison.settings([record for record in found if record.config["encoding"] == name or _swaps(name, record)]):
         for record in group:
             for remark, bits in extrapolation.recorded(record).items():
-                groups.setdefault((record.label, remark), []).append(bits)
+                if record.config["encoding"] == name or remark in _swaps(name, record):
+                    groups.setdefault((record.label, remark), []).append(bits)
         if groups:
             break
     rows = []
@@ -314,6 +360,12 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
             row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if values else "–"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _swaps(name: str, record: Record) -> set[str]:
+    """The remarks under which an encoding takes the place of a trained model's own."""
+    config, trained = record.config, record.config["seq_len"]
+    return set(ENCODINGS[name].stands_in_for(config["encoding"], config["options"], trained, 2 * trained))
 
 
 def answers(name: str, found: Sequence[Record]) -> pd.DataFrame:

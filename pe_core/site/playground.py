@@ -38,13 +38,11 @@ def place(names: Sequence[str], shown: Sequence[str]) -> str:
 
 
 def heading(name: str) -> str:
-    """The heading of an encoding's own playground; nothing where there is nothing to choose."""
+    """The heading of an encoding's own playground; what stands in its place where there is nothing to choose."""
+    last = f"The same for the last of {DISTANCES} tokens, by distance, with the share of attention that goes there"
     if not playable(name):
-        return ""
-    return (
-        "### Try its options\n\n"
-        "The same lines at other settings; the [playground](../playground) puts two encodings side by side."
-    )
+        return f"{last}. A flat line is attention that looks everywhere alike."
+    return f"### Try its options\n\n{last}; the [playground](../playground) puts two encodings side by side."
 
 
 def playable(name: str) -> bool:

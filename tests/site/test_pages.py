@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import made
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ from pybtex.database import parse_file
 from pe_core import ENCODINGS, comparison, paths, records
 from pe_core.encodings.base import Encoding
 from pe_core.report import figures
-from pe_core.site import encoding_page, explorer, index, pages, publish, sphinx
+from pe_core.site import docstrings, encoding_page, explorer, index, pages, publish, sphinx
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,35 +103,68 @@ def test_every_encoding_has_pictures_in_words(encoding):
 
 
 def test_every_docstring_becomes_markdown(encoding):
-    story = encoding_page.story(encoding)
+    said = encoding_page.words(encoding)
+    assert said["sentence"].endswith(".")
     for option in ENCODINGS[encoding].Options.model_fields:
-        assert f"- `{option}`:" in story, f"option '{option}' is not in the docstring"
-    assert story.count("```") % 2 == 0
-    assert encoding_page.heading(encoding).startswith(f"# {ENCODINGS[encoding].title}\n")
-    assert inspect.getsource(sys.modules[ENCODINGS[encoding].__module__]).rstrip() in encoding_page.source(encoding)
+        assert f"- `{option}`:" in said["Options"], f"option '{option}' is not in the docstring"
+    for block in re.findall(r"```{math}\n(.*?)\n```", said["formula"] + said["notes"], re.DOTALL):
+        shown = sphinx.mathml(block, block=True)
+        assert "merror" not in shown
+        assert not re.search(r"[ΣΠ`\\]|[^m]sqrt", shown), shown
+    assert encoding_page.heading(encoding).startswith(f"# {ENCODINGS[encoding].title}\n\n{said['sentence']}")
+    assert encoding_page.source(encoding) in encoding_page.code(encoding)
+
+
+def test_nothing_of_a_docstring_is_lost(encoding):
+    text = (
+        f"{encoding_page.heading(encoding)} {encoding_page.notes(encoding)} {' '.join(encoding_page.words(encoding).values())}"
+    )
+    shown = set(re.findall(r"[a-z]{4,}", text))
+    doc = re.sub(r"`[^`]*`", "", inspect.getdoc(ENCODINGS[encoding]))
+    assert set(re.findall(r"(?<![_^.])\b[a-z]{4,}\b", doc)) - shown - {"sqrt", "over"} == set()
+
+
+def test_a_mix_is_not_said_to_be_one_papers():
+    assert "{cite" not in encoding_page.heading("mix")
+    assert "{cite:t}`su2021`" in encoding_page.heading("rope")
 
 
 def test_facts_are_those_of_the_class(encoding):
-    facts = encoding_page.facts(encoding)[""]
+    facts = encoding_page.facts(encoding)
     assert facts["family"] == ENCODINGS[encoding].family
     assert str(ENCODINGS[encoding].year) in facts["paper"]
-    assert not re.search(r"\bnan\b", " ".join(facts))
+    assert not re.search(r"\bnan\b", " ".join(facts.values()))
 
 
-def test_formulas_stand_alone_and_markup_is_shown_as_it_is():
-    said = encoding_page.docstring(
+def test_a_docstring_comes_apart():
+    said = docstrings.parts(
         "Sums. Chi et al. 2022 (arXiv 2205.09921).\n\n"
-        "score(i, j) = a[b(i, j), h] + c_h,  c_h = 8h/H, one for\nall. More * text.\n\n"
-        "    x_m = 1\n\nOptions:\n    n: the `n` above,\n        going on.\n"
+        "score(i, j) = a[b(i, j), h] + c_h,  c_h = 8h/H, one for\nall. More * text, as\n\n    x_m = 1,\n\n"
+        "so that it ends.\n\nA note.\n\nPublished:\n    Better\n    than `b`.\n\nOptions:\n"
+        "    n: the `n` above,\n        going on.\n"
     )
-    assert said.split("\n\n") == [
-        "Sums. Chi et al. 2022 ([arXiv 2205.09921](https://arxiv.org/abs/2205.09921)).",
-        "```text\nscore(i, j) = a[b(i, j), h] + c_h\nc_h = 8h/H\n```",
-        "one for all. More \\* text.",
-        "```text\nx_m = 1\n```",
-        "**Options**",
-        "- `n`: the `n` above, going on.",
-    ]
+    assert said["sentence"] == "Sums."
+    assert said["source"] == "Chi et al. 2022 ([arXiv 2205.09921](https://arxiv.org/abs/2205.09921))."
+    first, text, second, end = said["formula"].split("\n\n")
+    assert first.split("\n")[2:4] == [r"\text{score}(i, j) = a[b(i, j), h] + c_{h} \\", "c_{h} = 8h/H"]
+    assert (text, end) == ("one for all. More \\* text, as", "so that it ends.")
+    assert "x_{m} = 1\n" in second
+    assert (said["notes"], said["Published"]) == ("A note.", "Better than `b`.")
+    assert (said["Options"], said["Raises"]) == ("- `n`: the `n` above, going on.", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("q_i · k_j / sqrt(K(i))", r"q_{i} \cdot k_{j} / \sqrt{K(i)}"),
+        ("Σ log f_t over t = j + 1 … i", r"\sum_{t = j + 1}^{i} \log f_{t} "),
+        ("base^(-2m/R)", r"\text{base}^{-2m/R}"),
+        ("i mod s", r"i \text{ mod } s"),
+        ("min(max_distance, d^r2)", r"\min (\text{max\_distance}, d^{r_2})"),
+    ],
+)
+def test_formulas_become_latex(text, latex):
+    assert docstrings.latex(text) == latex
 
 
 def test_papers_are_in_the_bibliography(encoding):
@@ -168,7 +202,9 @@ def test_settings_are_kept_apart(found):
 def test_the_front_page_claims_nothing_without_a_ranking():
     assert "No ranking is published yet" in index.findings({})
     assert index.caveats({}) == ""
-    assert "No run with `rope` is in [the ranking]" in index.verdict("rope", {})
+    assert "No run with `rope` is in [the ranking]" in index.verdict("rope", index.judged({}))
+    nothing = pd.DataFrame()
+    assert set(index.glance("tapa", {}, index.judged({}), nothing, nothing)) <= {"speed"}
 
 
 def test_the_front_page_says_what_the_ranking_says(found):
@@ -183,8 +219,17 @@ def test_the_front_page_says_what_the_ranking_says(found):
     assert "Higher: NoPE +37.7 %" in said
     assert "No difference found: ALiBi per head" in said
     assert "nan" not in said
-    assert "**higher**, +37.7 %" in index.verdict("none", budgets)
-    assert "is what the other encodings are compared with" in index.verdict("rope", budgets)
+    judged = index.judged(budgets)
+    assert "**higher**, +37.7 %" in index.verdict("none", judged)
+    assert "is what the other encodings are compared with" in index.verdict("rope", judged)
+    longer = pd.DataFrame([{"model": "NoPE", "seeds": "3", "at 32": "2.1 [2.0, 2.2]", "at 64": "–"}])
+    seen = index.glance("none", budgets, judged, longer, pd.DataFrame())
+    assert seen["rank"].startswith("NoPE: 3 of 3, higher, +37.7 %")
+    assert seen["longer text"] == "NoPE: 2.1 bits per byte at 32 tokens, no positions beyond"
+    assert "tasks" not in seen
+    assert index.glance("rope", budgets, judged, longer.head(0), pd.DataFrame())["rank"].startswith("RoPE 100 %: ")
+    assert index.claimed("none", seen).index("**Published**") < index.claimed("none", seen).index("NoPE: 3 of 3")
+    assert index.claimed("none", {}) == index.claimed("mix", seen) == ""
     assert "3 seeds" in index.caveats(budgets)
 
 
@@ -193,7 +238,8 @@ def test_an_encodings_results_are_all_its_runs(found):
     assert list(table.seeds) == [3, 1]
     assert list(index.results("alibi", found).model) == ["ALiBi per head"]
     assert index.results("t5", found).empty
-    assert list(index.results("alibi", found).verdict) == [comparison.NO_DIFFERENCE]
+    assert not set("▼▲") & set("".join(index.results("alibi", found)["difference, %"]))
+    assert index.results("none", found)["difference, %"][0].endswith("▲")
 
 
 def test_the_explorer_holds_every_model(found):
@@ -215,8 +261,29 @@ def test_the_pages_are_current():
     assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
     for name in ENCODINGS:
         page = nbformat.read(ROOT / "book/encodings" / f"{name}.ipynb", as_version=4)
-        assert page.cells[2].source == encoding_page.heading(name), f"{name}: run `make pages` again"
-        assert page.cells[-1].source == encoding_page.source(name), f"{name}: run `make pages` again"
+        shown = [cell.source for cell in page.cells]
+        assert encoding_page.heading(name) == shown[2], f"{name}: run `make pages` again"
+        assert [encoding_page.code(name), encoding_page.notes(name)] == shown[-2:], f"{name}: run `make pages` again"
+
+
+def test_every_encodings_page_has_one_order():
+    order = ["What it does to attention", "At a glance", "Results", "Published against measured here", "Code", "Details"]
+    for page in (ROOT / "book/encodings").glob("*.ipynb"):
+        cells = [cell.source for cell in nbformat.read(page, as_version=4).cells if cell.cell_type == "markdown"]
+        shown = [line[3:] for source in cells for line in source.split("\n") if line[3:] in order and line.startswith("## ")]
+        assert page.stem == "index" or shown == [one for one in order if one in shown], page
+        assert page.stem == "index" or {order[0], *order[-2:]} <= set(shown), page
+
+
+def test_of_a_run_in_several_studies_the_one_with_most_findings_is_shown(tmp_path, monkeypatch):
+    run = next(record for record in records.load_study(paths.PUBLISHED / "extrapolation") if record.folder.is_dir())
+    for study in ("a", "z"):
+        (tmp_path / study).mkdir()
+        (tmp_path / study / records.RECORDS).write_text(run.model_dump_json() + "\n")
+    for study in ("m", "a"):
+        shutil.copytree(run.folder, tmp_path / study / run.run)
+    monkeypatch.setattr(paths, "PUBLISHED", tmp_path)
+    assert [record.folder for record in index.published()] == [tmp_path / "a" / run.run]
 
 
 def test_pages_show_no_error_and_are_small():
@@ -271,7 +338,8 @@ def test_a_new_file_has_its_page(tmp_path):
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     page = nbformat.read(tmp_path / "book/encodings/mine.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in page.cells)
-    assert "# Mine\n\nPaper: unpublished." in text
+    assert "# Mine\n\nScores fall by the square of the distance." in text
+    assert "Paper: unpublished." in text
     assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text
     assert "[Mine](mine.ipynb)" in (tmp_path / "book/encodings/index.ipynb").read_text()
@@ -325,8 +393,6 @@ def test_the_same_figure_is_the_same_bytes(found):
 
 
 def test_many_members_of_a_family_stay_apart():
-    import pandas as pd
-
     frame = pd.DataFrame({"label": [f"R{n}" for n in range(12)], "family": "rotary"})
     styles = figures.styles(frame)
     assert len({(look["color"], look["linestyle"]) for look in styles.values()}) == 12

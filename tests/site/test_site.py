@@ -332,6 +332,30 @@ def test_tables_sort_by_number(site, address, window):
     assert values() == sorted(values(), reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("page_name", "column"),
+    [("ranking", "3.3 M tokens"), ("mla", "% against ALiBi slope 0.0625"), ("extrapolation", "% against the best"),
+     ("reversal", "ranked first, %")],
+)  # fmt: skip
+def test_the_column_that_answers_is_seen(address, window, page_name, column):
+    page, _ = window
+    page.goto(f"{address}/experiments/{page_name}.html")
+    heading = page.locator(".table-scroll th", has_text=column).first
+    box, head = heading.locator("xpath=ancestor::div[@class][1]").bounding_box(), heading.bounding_box()
+    assert head["x"] + head["width"] <= min(box["x"] + box["width"], page.viewport_size["width"]) + 1
+    assert head["x"] >= box["x"]
+
+
+def test_a_table_that_scrolls_fades_at_its_edge(address, window):
+    page, _ = window
+    page.goto(f"{address}/experiments/ranking.html")
+    box = page.locator(".table-scroll", has=page.locator("th", has_text="commit")).first
+    fades = "box => box.matches('.more') && getComputedStyle(box).maskImage.includes('gradient')"
+    assert box.evaluate(fades)
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.wait_for_function("box => !box.matches('.more')", arg=box.element_handle())
+
+
 def test_figures_turn_on_a_dark_page(site, address, browser):
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()

@@ -186,6 +186,7 @@ def test_published_records_give_the_same_sentences(trained, budgets, tmp_path):
 def test_figures_and_tables_say_what_they_show(trained, budgets):
     table = measure.differences(budgets, "RoPE 100 %")
     figure = report.against_training(table, "RoPE 100 %")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == set(table.family) - {"none"}  # NoPE is off the scale
     assert "NoPE +10" in figure.alt_text
     assert "ALiBi" in report.source_map(measure.by_source(budgets[1_600], "RoPE 100 %"), "RoPE 100 %").alt_text
     assert isinstance(measure.context_use(budgets, "RoPE 100 %"), pd.DataFrame)

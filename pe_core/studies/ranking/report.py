@@ -139,7 +139,8 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     followed = last.loc[budgets.index[budgets == budgets.max()]].sort_values("percent").index[:shown]
     far = table.groupby("label").percent.apply(lambda percent: percent.abs().max()) > _FAR
     order = [label for label in followed if not far[label]] or list(followed)
-    for label in [label for label in last.index if label in order or (label not in followed and not far[label])]:
+    drawn = [label for label in last.index if label in order or (label not in followed and not far[label])]
+    for label in drawn:
         rows = table[table.label == label].sort_values("tokens")
         colour, size = figures.family_colour(rows.family.iloc[0]), 6 if label in order else 3.5
         if label in order:
@@ -147,9 +148,9 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
         for row in rows.itertuples():
             fill = "white" if row.verdict == NO_DIFFERENCE else colour
             ax.plot(row.tokens, row.percent, "o", ms=size, color=colour, mfc=fill)
-    ax.axhline(0, color="0.35", lw=1)
-    ax.set_xscale("log")
     ticks = sorted(table.tokens.unique())
+    ax.hlines(0, ticks[0] / 1.2, ticks[-1], color="0.35", lw=1)  # ends where the baseline's name stands
+    ax.set_xscale("log")
     ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
@@ -164,6 +165,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
         if tokens == ticks[-1]:
             here.append((0.0, baseline, "#333333"))
         _label_ends(ax, here, float(tokens))
+    figures.family_legend(figure, last.family[drawn])
     said = [
         f"{label} {', '.join(f'{p:+.1f} %' for p in table[table.label == label].sort_values('tokens').percent)}"
         for label in followed
@@ -226,7 +228,7 @@ def context_use(curves: pd.DataFrame, label: str) -> Figure:
 
 def table(rows: pd.DataFrame, baseline: str) -> Styler:
     """One row a model, one column a budget: the difference to the baseline with its interval; best last budget first."""
-    cells = rows.assign(cell=[_cell(row) for row in rows.itertuples()])
+    cells = rows.assign(cell=[tables.marked(row) for row in rows.itertuples()])
     wide = cells.pivot(index="label", columns="tokens", values="cell")
     last = rows[rows.tokens == rows.groupby("label").tokens.transform("max")].sort_values(
         ["tokens", "percent"], ascending=[False, True]
@@ -236,11 +238,6 @@ def table(rows: pd.DataFrame, baseline: str) -> Styler:
     wide.index.name = None
     wide.columns.name = f"% against {baseline}"
     return tables.styled(wide)
-
-
-def _cell(row: Any) -> str:
-    mark = {"lower": " ▼", "higher": " ▲"}.get(row.verdict, "")
-    return f"{row.percent:+.1f} [{row.low:+.1f}, {row.high:+.1f}]{mark}".replace("-", "−")
 
 
 def rates(chosen: pd.DataFrame) -> Styler:
