@@ -102,8 +102,15 @@ def findings(budgets: ranking.Budgets) -> str:
     """The front page's answer: who leads after most training, and what changed on the way."""
     if not budgets:
         return "No ranking is published yet: `make experiments NOTEBOOKS=notebooks/ranking.ipynb` makes one."
-    led, table = ranking.leaders(budgets), ranking.differences(budgets, baseline())
-    return ranking_report.answer(led, table, baseline())
+    return ranking_report.headline(ranking.leaders(budgets), ranking.differences(budgets, baseline()), baseline())
+
+
+def details(budgets: ranking.Budgets) -> str:
+    """What else the ranking says, folded: every model's verdict, and how small a difference could be found."""
+    if not budgets:
+        return ""
+    said = ranking_report.details(ranking.leaders(budgets), ranking.differences(budgets, baseline()), baseline())
+    return f":::{{dropdown}} Each model against {baseline()}\n\n{said}\n\n:::"
 
 
 def caveats(budgets: ranking.Budgets) -> str:

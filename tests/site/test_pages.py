@@ -201,7 +201,7 @@ def test_settings_are_kept_apart(found):
 
 def test_the_front_page_claims_nothing_without_a_ranking():
     assert "No ranking is published yet" in index.findings({})
-    assert index.caveats({}) == ""
+    assert index.caveats({}) == index.details({}) == ""
     assert "No run with `rope` is in [the ranking]" in index.verdict("rope", index.judged({}))
     nothing = pd.DataFrame()
     assert set(index.glance("tapa", {}, index.judged({}), nothing, nothing)) <= {"speed"}
@@ -216,9 +216,11 @@ def test_the_front_page_says_what_the_ranking_says(found):
     assert said.startswith(
         "**After 0.0 M training tokens (3 models of 0.0 M parameters, 3 seeds), RoPE 100 % has the lowest test"
     )
-    assert "Higher: NoPE +37.7 %" in said
-    assert "No difference found: ALiBi per head" in said
-    assert "nan" not in said
+    assert said.count("**") == 2, "the answer stands in the first screen, the rest below the figure"
+    more = index.details(budgets)
+    assert "Higher: NoPE +37.7 %" in more
+    assert "No difference found: ALiBi per head" in more
+    assert "nan" not in said + more
     judged = index.judged(budgets)
     assert "**higher**, +37.7 %" in index.verdict("none", judged)
     assert "is what the other encodings are compared with" in index.verdict("rope", judged)
@@ -256,7 +258,9 @@ def test_the_pages_are_current():
     """The front page says what the records say now; each encoding's page, what its file says now."""
     said = index.findings(index.ranked())
     front = nbformat.read(ROOT / "book/index.ipynb", as_version=4)
-    assert said in [cell.source for cell in front.cells], "run `make pages` again"
+    shown = [cell.source for cell in front.cells]
+    assert said in shown, "run `make pages` again"
+    assert "\n\n".join([index.details(index.ranked()), index.caveats(index.ranked())]) in shown, "run `make pages` again"
     pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
     assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
     for name in ENCODINGS:

@@ -17,10 +17,14 @@ from pe_core.report import claims, figures, tables
 
 def answer(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
     """Who leads after most training, who differs from the baseline there, and what changed on the way."""
-    last = led.iloc[-1]
-    rows = table[table.samples == last.samples]
-    said = [f"**{_leader(last)}**", _sides(rows, baseline), moves(table, baseline), widest(table, baseline), reach(led)]
+    said = [f"**{_leader(led.iloc[-1])}**", moves(table, baseline), details(led, table, baseline)]
     return "\n\n".join(filter(None, said))
+
+
+def details(led: pd.DataFrame, table: pd.DataFrame, baseline: str) -> str:
+    """Each model's verdict at the largest budget and at the one with most models; how small a difference could be found."""
+    rows = table[table.samples == led.iloc[-1].samples]
+    return "\n\n".join(filter(None, [_sides(rows, baseline), widest(table, baseline), reach(led)]))
 
 
 def widest(table: pd.DataFrame, baseline: str) -> str:
@@ -153,7 +157,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     ax.set_xscale("log")
     ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−")))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−") if value else "0 %"))
     ax.set(xlabel="training tokens, each read once", ylabel="")
     small = "; small: the other models" if len(last) > len(followed) else ""
     far_off = [f"{label} {claims.as_number(last.percent[label], 0, '+')} %" for label in followed if label not in order]
