@@ -98,9 +98,16 @@ def _beside(path: Path) -> Path:
     """Where `path` is written first; what processes that were killed an hour ago or longer left beside it is removed."""
     for left in path.parent.glob(".*.partial"):
         with suppress(OSError):
-            if time.time() - max(file.stat().st_mtime for file in (left, *left.rglob("*"))) > _OLD:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if _alive(left) or time.time() - max(file.stat().st_mtime for file in (left, *left.rglob("*"))) <= _OLD:
+                continue
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _alive(partial: Path) -> bool:
+    """Whether the process that a partial file's name holds is there, on this machine."""
+    number = partial.name.split(".")[-2]
+    return number.isdecimal() and os.path.exists(f"/proc/{number}")
 
 
 @contextmanager

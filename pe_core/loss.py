@@ -31,6 +31,9 @@ class LossFunction:
         self.compiled = experiment.compile == "on"
         self._functions = {f.__name__: f for f in (model.losses, model.chunked_loss, model.masked_loss)}
         if self.compiled:
+            # What an encoding computes in fp32 has its gradients in fp32, as without the compiler, which would have products of
+            # the backward pass cast to bf16: less exact, and oneDNN (of torch 2.13) divides by zero at some of DAPE's.
+            torch._functorch.config.backward_pass_autocast = "off"  # noqa: S105
             options = hardware.compiler_options(experiment.device)
             self._functions = {
                 name: torch.compile(f, fullgraph=True, dynamic=False, options=options) for name, f in self._functions.items()

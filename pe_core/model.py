@@ -117,9 +117,10 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers' hook, for a model built from a config alone or loaded with weights missing.
         super()._init_weights(module)
-        if module is self.encoding:
-            for name, parameter in module.named_parameters():
-                if not getattr(parameter, "_is_hf_initialized", False):
+        if isinstance(module, Encoding):  # a member of a mix may be all that is visited of it
+            names = {parameter: name for name, parameter in self.encoding.named_parameters()}
+            for parameter in module.parameters():
+                if (name := names.get(parameter)) and not getattr(parameter, "_is_hf_initialized", False):
                     generator = torch.Generator(parameter.device).manual_seed(int(torch.randint(2**62, ())))
                     self.encoding.init_parameter(name, parameter, generator)
 

@@ -286,8 +286,11 @@ _GRAMMAR = {"a", "an", "as", "are", "be", "been", "being", "had", "has", "is", "
             "the", "was", "were", "who"}  # fmt: skip
 
 
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*")  # Anne-Marie is one
+
+
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    return " ".join(_WORD.findall(text.casefold()))
 
 
 def _answer(completion: str) -> str:
@@ -304,13 +307,14 @@ def _read(text: str) -> list[tuple[str, bool]]:
             found.group().casefold(),
             found.group()[0].isupper() and text[: found.start()][-2:-1].isalnum() and text[found.start() - 1] == " ",
         )
-        for found in re.finditer(r"\w+", text)
+        for found in _WORD.finditer(text)
     ]
 
 
 def _is_name(text: str) -> bool:
-    """Whether every word begins with a capital, as in names and in no description."""
-    return all(word[0].isupper() for word in re.findall(r"[^\W\d_]\w*", text))
+    """Whether the first word and the last begin with a capital, as in Maria de la Cruz, and the first is none of grammar."""
+    words = _WORD.findall(text)
+    return bool(words) and words[0][0].isupper() and words[-1][0].isupper() and words[0].casefold() not in _GRAMMAR
 
 
 def _within(some: str, words: str) -> bool:
@@ -347,11 +351,16 @@ class _People:
         return shorter == words or (_within(shorter, words) and not self.names >= {shorter, words})
 
     def _places(self, words: list[str], text: list[tuple[str, bool]]) -> list[slice]:
-        """Where an answer stands in a text (`_read`), a name not where another word of a longer one follows."""
+        """Where an answer stands in a text (`_read`), a name not where a word of a longer one stands beside it."""
         n = len(words)
         found = [slice(at, at + n) for at in range(len(text) - n + 1) if [word for word, _ in text[at : at + n]] == words]
         name = " ".join(words) in self.names
-        return [place for place in found if not (name and place.stop < len(text) and text[place.stop][1])]
+        longer = [
+            (place.stop < len(text) and text[place.stop][1])
+            or (place.start > 1 and text[place.start][1] and text[place.start - 1][1])
+            for place in found
+        ]
+        return [place for place, more in zip(found, longer, strict=True) if not (name and more)]
 
     def answer(self, row: _Row) -> str:
         words = _answer(row.completion)

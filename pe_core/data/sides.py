@@ -49,7 +49,7 @@ def split(documents: list[str], name: str = "corpus") -> Sides:
     if len(sides[2]) >= FEWEST_TEST_DOCUMENTS and all(sides):
         return sides
     blocks, document_of = _blocks(documents, name)
-    _, validation, test = _deal(blocks)
+    _, validation, test = _deal(list(dict.fromkeys(blocks)))
     held_out = {*validation, *test}
     # What is trained on between two held-out blocks stays one text.
     kept: list[str] = []

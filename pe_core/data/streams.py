@@ -37,7 +37,7 @@ from pe_core.data.sides import (
     too_few,
 )
 from pe_core.data.text import ENOUGH, Corpus
-from pe_core.data.tokenizer import contents, encoder, load_tokenizer, token_lists, train_tokenizer
+from pe_core.data.tokenizer import contents, encoder, load_tokenizer, token_lists, train_tokenizer, vocabulary
 from pe_core.errors import CorpusError
 
 # Part of every cache key: raise it when the code below changes what it makes of the same documents.
@@ -45,7 +45,7 @@ _CACHE_VERSION = 7
 # Documents, not tokens, limit what a comparison can find, and losses within one are alike: of a held-out document its first
 # tokens are measured, more only where a side has few documents. The rest of it is not trained on either.
 _LONGEST_HELD_OUT, _ENOUGH_HELD_OUT = 4_096, 200_000
-# A token of any byte-level BPE stands for fewer bytes of real text. So much text is enough for so many tokens.
+# A token of most text stands for fewer bytes: so much text is enough for so many tokens. Where it is not, more is read.
 _BYTES_PER_TOKEN = 8
 _BATCH = 1_000_000  # characters that are tokenised at a time
 _JOURNAL_EVERY = 64  # documents
@@ -82,6 +82,17 @@ def load(corpus: Corpus, experiment: Experiment, cache: Path | None = None) -> S
     Raises:
         CorpusError: the corpus cannot be read, or has too few documents to split.
     """
+    drawn, scale = experiment.draw_len or experiment.seq_len, 1
+    needed = dict(zip(SIDES[:1] if corpus.finite else SIDES, _needed(experiment), strict=False))
+    while True:
+        streams = _load(corpus, experiment, cache or paths.cache(), scale)
+        more = streams.about.pop("more", False)  # documents that were left alone
+        if not more or all(len(streams.tokens[side]) > windows * drawn for side, windows in needed.items()):
+            return streams
+        scale *= 4  # its tokens stand for more bytes than those of most text
+
+
+def _load(corpus: Corpus, experiment: Experiment, cache: Path, scale: int) -> Streams:
     wanted = {"auto": corpus.tokenizer, "train": None}.get(experiment.tokenizer, experiment.tokenizer)
     key: dict[str, Any] = {
         "version": _CACHE_VERSION,
@@ -89,11 +100,11 @@ def load(corpus: Corpus, experiment: Experiment, cache: Path | None = None) -> S
         "tokenizer": (contents(wanted) or wanted) if wanted else f"byte-level BPE {experiment.vocabulary}",
     }
     if not corpus.finite:
-        key["windows"] = [experiment.samples, experiment.heldout_windows, experiment.draw_len or experiment.seq_len]
-    elif (most := _most(experiment)) < corpus.size:
-        key["bytes"] = most
+        key["windows"] = [experiment.samples, experiment.heldout_windows, experiment.draw_len or experiment.seq_len, scale]
+    elif corpus.size > ENOUGH:
+        key["bytes"] = _most(experiment, scale)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = (cache or paths.cache()) / "tokens" / f"{_slug(Path(corpus.name).name)}-{name}"
+    folder = cache / "tokens" / f"{_slug(Path(corpus.name).name)}-{name}"
     streams = _read(folder)
     if streams is None:
         with files.Lock(folder.with_name(f".{folder.name}.lock")):  # another process makes the same: it is there when that ends
@@ -102,34 +113,40 @@ def load(corpus: Corpus, experiment: Experiment, cache: Path | None = None) -> S
                 journal = folder.with_name(f".{folder.name}.stream")
                 if corpus.after:
                     corpus = replace(corpus, documents=partial(_remembered, corpus, journal))
-                files.write_folder(folder, lambda where: _build(corpus, experiment, wanted, where))
+                files.write_folder(folder, lambda where: _build(corpus, experiment, wanted, scale, where))
                 journal.unlink(missing_ok=True)
                 streams = _read(folder)
                 assert streams is not None
     return replace(streams, about={**streams.about, "corpus": corpus.name})  # files may have been cached under another path
 
 
-def _most(experiment: Experiment) -> int:
+def _needed(experiment: Experiment) -> tuple[int, int, int]:
+    """Windows of each side that a run reads of a text that is not used whole, of `draw_len` tokens where that is set."""
+    train = -(-experiment.samples * experiment.seq_len // (experiment.draw_len or experiment.seq_len))
+    return train, experiment.heldout_windows, experiment.heldout_windows
+
+
+def _most(experiment: Experiment, scale: int) -> int:
     """Bytes of training text that are tokenised of a corpus that is larger: enough for the run, the same for all short ones."""
-    return max(ENOUGH, _BYTES_PER_TOKEN * (experiment.samples * experiment.seq_len + 1))
+    return max(ENOUGH, scale * _BYTES_PER_TOKEN * (experiment.samples * experiment.seq_len + 1))
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)[-40:].strip("-")
 
 
-def _build(corpus: Corpus, experiment: Experiment, wanted: str | None, folder: Path) -> None:
+def _build(corpus: Corpus, experiment: Experiment, wanted: str | None, scale: int, folder: Path) -> None:
     """Fill a cache folder: `train.bin` and so on, `ends.npz`, the tokenizer, and `meta.json` with their checksums."""
     tokenizer = load_tokenizer(wanted) if wanted else None
-    if tokenizer and len(tokenizer) > experiment.vocabulary:
+    if tokenizer and (size := vocabulary(tokenizer)) > experiment.vocabulary:
         raise CorpusError(
-            f"tokenizer '{wanted}' has {len(tokenizer)} tokens, more than the vocabulary of {experiment.vocabulary} of preset "
+            f"tokenizer '{wanted}' has ids up to {size - 1}, more than the vocabulary of {experiment.vocabulary} of preset "
             f"'{experiment.preset}'; take a larger preset (pythia-14m), or tokenizer='train' to train one"
         )
     if not corpus.finite:
-        dealt = _streamed(corpus, experiment, tokenizer)
+        dealt = _streamed(corpus, experiment, tokenizer, scale)
     else:
-        dealt = (corpus.size > ENOUGH and _dealt_unread(corpus, _most(experiment))) or _dealt_whole(corpus)
+        dealt = (corpus.size > ENOUGH and _dealt_unread(corpus, _most(experiment, scale))) or _dealt_whole(corpus)
     tokenizer = tokenizer or train_tokenizer(dealt.to_learn(), experiment.vocabulary)
     ends = _tokenise(dealt, tokenizer, folder, f"Tokenising {corpus.name}")
     np.savez(folder / "ends.npz", **dict(zip(SIDES, ends, strict=True)))  # type: ignore[arg-type]
@@ -169,7 +186,7 @@ def _read(folder: Path) -> Streams | None:
 
 
 def _dtype(tokenizer: Any) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    return np.uint16 if vocabulary(tokenizer) <= 2**16 else np.uint32
 
 
 def _tokenise(dealt: _Dealt, tokenizer: Any, folder: Path, label: str) -> list[NDArray[np.int64]]:
@@ -271,13 +288,13 @@ def _dealt_unread(corpus: Corpus, most: int) -> _Dealt | None:
 
     about = None
     if sum(counts) < len(first):
-        about = {"drawn_from": len(first)}
+        about = {"drawn_from": len(first), "more": True}
         used, held = (int(read[chosen].sum()) / 1e6 for chosen in (side_of_each >= 0, first))
         progress.say(f"{corpus.name}: {used:,.0f} of {held:,.0f} MB are tokenised, all that the run needs.")
     return _Dealt(documents, to_learn, counts, about=about)
 
 
-def _streamed(corpus: Corpus, experiment: Experiment, tokenizer: Any | None) -> _Dealt:
+def _streamed(corpus: Corpus, experiment: Experiment, tokenizer: Any | None, scale: int) -> _Dealt:
     """Documents of an endless corpus, just as many as give each side the tokens it needs.
 
     Each document's side is decided by a hash of its text alone, so exact repeats never stand on two. A held-out
@@ -285,27 +302,28 @@ def _streamed(corpus: Corpus, experiment: Experiment, tokenizer: Any | None) -> 
     yet, the tokens of a document are taken to be the fewest it can have.
     """
     drawn = experiment.draw_len or experiment.seq_len
-    windows = -(-experiment.samples * experiment.seq_len // drawn), experiment.heldout_windows, experiment.heldout_windows
-    needed = [n * drawn + 1 for n in windows]
+    needed = [n * drawn + 1 for n in _needed(experiment)]
     longest = max(int(LARGEST_HELD_OUT_SHARE * (needed[2] - 1)), 2)
     sides: Sides = ([], [], [])
-    counts = [0, 0, 0]
+    counts, more = [0, 0, 0], False
     with progress.bar(total=sum(needed), label=f"Streaming {corpus.name}", unit=" tokens") as bar:
         for document in corpus.documents():
             side = side_of(document)
             if counts[side] >= needed[side]:
                 continue
-            size = 1 + (len(token_lists(tokenizer, [document])[0]) if tokenizer else len(document.encode()) // _BYTES_PER_TOKEN)
+            bytes_per_token = scale * _BYTES_PER_TOKEN
+            size = 1 + (len(token_lists(tokenizer, [document])[0]) if tokenizer else len(document.encode()) // bytes_per_token)
             if side:
                 size = min(size, longest)
             sides[side].append(document)
             bar.update(min(size, needed[side] - counts[side]))
             counts[side] += size
             if all(count >= need for count, need in zip(counts, needed, strict=True)):
+                more = tokenizer is None
                 break
     if not all(sides):
         raise too_few(corpus.name, sum(map(len, sides)))
-    return _held(sides, longest)
+    return _held(sides, longest, {"more": True} if more else None)
 
 
 def _remembered(corpus: Corpus, journal: Path) -> Iterator[str]:

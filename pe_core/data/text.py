@@ -6,6 +6,7 @@ windows, are what is later split into training, validation and test text.
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import hashlib
@@ -194,9 +195,12 @@ def from_files(name: str) -> Corpus:
         paths = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
     if not paths:
         raise CorpusError(f"corpus='{name}': no such file, and the pattern matches none")
-    for file in paths:
-        if file.stat().st_size == 0 and len(paths) == 1:
-            raise CorpusError(f"corpus='{name}': the file is empty")
+    try:
+        size = sum(file.stat().st_size for file in paths)
+    except OSError as error:
+        raise CorpusError(f"corpus='{name}': '{error.filename}' cannot be read: {error.strerror or error}") from None
+    if size == 0 and len(paths) == 1:
+        raise CorpusError(f"corpus='{name}': the file is empty")
     try:
         # Flags such as `(?i)` must stand first.
         at_line = re.sub(r"\A((?:\(\?[aiLmsux]+\))*)(.*)", r"\1^(?=\2)", rule, count=1, flags=re.DOTALL)
@@ -214,7 +218,7 @@ def from_files(name: str) -> Corpus:
         licence="the user's own files",
         version=_digest_of(_file_chunks(paths)) + (f", {rule}" if rule else ""),
         documents=documents,
-        size=sum(file.stat().st_size for file in paths),
+        size=size,
     )
 
 
@@ -262,7 +266,9 @@ def _read_text(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]
                 raise CorpusError(f"corpus file '{path}' is binary, not text")
             rest += passage
             if rule:
-                starts = [found.start() for found in heading.finditer(rest)]
+                starts = [
+                    found.start() for found in heading.finditer(rest.replace("\r\n", "\n\n"))
+                ]  # `$` stands before \n alone
                 *whole, rest = [rest[start:end] for start, end in pairwise([0, *starts, len(rest)])]
                 divided = divided or bool(starts)
             else:
@@ -278,20 +284,24 @@ def _read_text(path: Path, rule: str, heading: re.Pattern[str]) -> Iterator[str]
 
 
 def _read_table(path: Path, field: str, separator: str) -> Iterator[str]:
-    import pandas as pd
-
-    options: Any = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    try:
-        columns = list(pd.read_csv(path, nrows=0, **options))
-        if field not in columns:
-            hint = f"; name one as in '{path.name}::{columns[0]}'"
-            raise CorpusError(f"corpus file '{path}': no column '{field}' (columns: {', '.join(columns)}{hint})")
-        for rows in pd.read_csv(path, chunksize=1_000, **options):  # all columns: else rows of too many would pass
-            yield from (value for value in rows[field] if isinstance(value, str))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise CorpusError(
-            f"corpus file '{path}' is not a readable {path.suffix} file: {' '.join(str(error).split())}"
-        ) from None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(sys.maxsize)
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            columns = next(rows, [])
+            if field not in columns:
+                hint = f"; name one as in '{path.name}::{columns[0]}'" if columns else ""
+                raise CorpusError(f"corpus file '{path}': no column '{field}' (columns: {', '.join(columns)}{hint})")
+            at = columns.index(field)
+            for row in rows:
+                if row and (len(row) < len(columns) or any(row[len(columns) :])):  # a separator at the end of a row is none
+                    raise CorpusError(
+                        f"corpus file '{path}', line {rows.line_num}: {len(row)} values for {len(columns)} columns"
+                    )
+                if row:
+                    yield row[at]
+        except csv.Error as error:
+            raise CorpusError(f"corpus file '{path}', line {rows.line_num}: {error}") from None
 
 
 def _read_jsonl(path: Path, field: str) -> Iterator[str]:
@@ -318,13 +328,13 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
     import pyarrow.parquet as parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # a row group would be held whole
         if field not in file.schema_arrow.names:
             raise CorpusError(f"corpus file '{path}': no column '{field}' (columns: {', '.join(file.schema_arrow.names)})")
         kind = file.schema_arrow.field(field).type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise CorpusError(f"corpus file '{path}': column '{field}' holds {kind}, not strings")
-        for batch in file.iter_batches(columns=[field]):
+        for batch in file.iter_batches(batch_size=256, columns=[field]):
             yield from (value for value in batch.column(0).to_pylist() if isinstance(value, str))
     except pyarrow.ArrowException as error:
         raise CorpusError(f"corpus file '{path}' is not a readable parquet file: {str(error).splitlines()[0]}") from None
@@ -332,8 +342,8 @@ def _read_parquet(path: Path, field: str) -> Iterator[str]:
 
 def _file_chunks(paths: list[Path]) -> Iterator[bytes]:
     for path in paths:
-        yield os.fsencode(path.name) + f"\0{path.stat().st_size}\0".encode()
         try:
+            yield os.fsencode(path.name) + f"\0{path.stat().st_size}\0".encode()
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     yield chunk

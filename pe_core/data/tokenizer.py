@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def load_tokenizer(name: str) -> Any:
 
 def contents(name: str) -> str | None:
     """A digest of a tokenizer's local files, which may change under the same name; `None` for one of the hub."""
-    path = expanded(name)
+    path = _folder(name)
     found = sorted(path.glob("*.json")) if path.is_dir() else [path] if path.is_file() else []
     if not found:
         return None
@@ -103,13 +104,17 @@ def contents(name: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def _folder(name: str) -> Path:
+    """Where a tokenizer's files are: of a `tokenizer.json` its folder, where one is that names the end-of-text token."""
+    path = expanded(name)
+    return path.parent if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file() else path
+
+
 def _load(name: str) -> Any:
     # The class itself: `AutoTokenizer` may run code of the repository.
     from transformers import PreTrainedTokenizerFast
 
-    path = expanded(name)
-    if path.name == "tokenizer.json" and (path.parent / "tokenizer_config.json").is_file():
-        path = path.parent  # which names the end-of-text token
+    path = _folder(name)
     if path.is_file():
         try:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -162,25 +167,30 @@ def encoder(tokenizer: Any) -> Callable[[list[str]], list[list[int]]]:
     )
     byte_level = split.get("type") == "ByteLevel" and not split["add_prefix_space"] and split["use_regex"]
     if not plain or not byte_level or form not in (None, "NFC") or not all(t["special"] for t in backend["added_tokens"]):
-        return partial(_in_pieces, partial(token_lists, tokenizer))
+        return partial(token_lists, tokenizer)
     vocab, merges = model["vocab"], [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
     special = {token["content"] for token in backend["added_tokens"]}
     made = [vocab["".join(pair)] for pair in merges]
     tokens = [token for token in vocab if token not in special]
     alone = tokenizer.backend_tokenizer.model.tokenize
-    if made != sorted(set(made)) or any([part.id for part in alone(token)] != [vocab[token]] for token in tokens):
-        return partial(_in_pieces, partial(token_lists, tokenizer))
+    if (
+        special & {"".join(pair) for pair in merges}
+        or made != sorted(set(made))
+        or any([part.id for part in alone(token)] != [vocab[token]] for token in tokens)
+    ):
+        return partial(token_lists, tokenizer)
     import tiktoken
 
     ranks = dict(zip(_spelled(tokens), map(vocab.__getitem__, tokens), strict=True))
     if len(ranks) < len(tokens) or not all(bytes([byte]) in ranks for byte in range(256)):
-        return partial(_in_pieces, partial(token_lists, tokenizer))
+        return partial(token_lists, tokenizer)
     fast = tiktoken.Encoding("", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={})
 
     def ids(texts: list[str]) -> list[list[int]]:
         if any(map(_BLANK.search, texts)):
             return token_lists(tokenizer, texts)
-        composed = [unicodedata.normalize(form, text) for text in texts] if form else texts
+        form = tokenizer.backend_tokenizer.normalizer  # its own tables of Unicode, not Python's
+        composed = [form.normalize_str(text) for text in texts] if form else texts
         found: list[list[int]] = fast.encode_ordinary_batch(composed, num_threads=os.cpu_count() or 1)
         return found
 
@@ -208,6 +218,11 @@ def _pieces(text: str) -> list[str]:
     while len(text) - cuts[-1] > _PIECE and (found := _BETWEEN.search(text, cuts[-1] + _PIECE)):
         cuts.append(found.start())
     return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
+
+
+def vocabulary(tokenizer: Any) -> int:
+    """Rows an embedding needs: the highest id and one. A tokenizer may leave ids out."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def token_bytes(tokenizer: Any, vocab: int) -> NDArray[np.int32]:

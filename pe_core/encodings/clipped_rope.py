@@ -4,8 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.encodings.rope import RoPE, even_share
-from pe_core.errors import ConfigError
+from pe_core.encodings.rope import RoPE, whole_share
 from pe_core.schema import Shape
 
 _PAPERS = 0.3125
@@ -51,11 +50,7 @@ class ClippedRoPE(RoPE):
         if options.clipped == _PAPERS:
             self.slowed = min(max(round(options.clipped * pairs), 2), pairs) if pairs > 1 else 0
             return
-        self.slowed = even_share(self, "clipped", options.clipped, self.rotary_dim) // 2
-        if self.slowed == 1:
-            raise ConfigError(
-                f"encoding 'clipped_rope': clipped={options.clipped:g} of {pairs} pairs is one: two at least are needed"
-            )
+        self.slowed = whole_share(self, "clipped", options.clipped, self.rotary_dim, least=4) // 2
 
     def frequencies(self, device: torch.device) -> Tensor:
         frequencies = super().frequencies(device)

@@ -2,7 +2,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.encodings.rope import RoPE, even_share
+from pe_core.encodings.rope import RoPE, whole_share
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
@@ -43,7 +43,7 @@ class PRoPE(RoPE):
             raise ConfigError(f"encoding 'p_rope': head dimension {shape.head_dim}: an even number is needed")
         super().__init__(shape, RoPE.Options(rotary_pct=1.0, base=options.base))
         self.options = options
-        self.kept = even_share(self, "p", options.p, shape.head_dim) // 2
+        self.kept = whole_share(self, "p", options.p, shape.head_dim) // 2
         if not self.kept:
             self.rotary_dim = 0
 

@@ -7,21 +7,23 @@ from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
 
-def even_share(encoding: Encoding, option: str, share: float, dimensions: int) -> int:
-    """So many of the dimensions as an option asks for, in pairs.
+def whole_share(encoding: Encoding, option: str, share: float, dimensions: int, step: int = 2, least: int = 0) -> int:
+    """So many of the dimensions as an option asks for.
 
     Raises:
-        ConfigError: that is not an even whole number. Rounded, the label would say another share than is used, and a positive
-            one could be none.
+        ConfigError: that is not a multiple of `step` from `least` on. Rounded, the label would say another share than is used,
+            and a positive one could be none.
     """
-    asked, pairs = share * dimensions, round(share * dimensions / 2)
-    if abs(asked - 2 * pairs) > 1e-3 or (asked > 0) != (pairs > 0):
-        down, up = (2 * n / dimensions for n in (int(asked // 2), int(asked // 2) + 1))
+    asked, found = share * dimensions, step * round(share * dimensions / step)
+    if abs(asked - found) > 1e-3 or (asked > 0) != (found > 0) or 0 < found < least:
+        near = [step * n for n in range(dimensions // step + 1) if n == 0 < least or step * n >= least]
+        near = sorted(sorted(near, key=lambda n: abs(n - asked))[:2])
         raise ConfigError(
-            f"encoding '{type(encoding).__module__.rpartition('.')[2]}': {option}={share:g} of {dimensions} dimensions "
-            f"is {asked:g}; an even number is needed: {option}={down:.6g} or {up:.6g}, say"
+            f"encoding '{type(encoding).__module__.rpartition('.')[2]}': {option}={share:g} of {dimensions} dimensions is "
+            f"{asked:g}; {'an even' if step == 2 else 'a whole'} number is needed: "
+            f"{option}={' or '.join(f'{n / dimensions:.6g}' for n in near)}, say"
         )
-    return 2 * pairs
+    return found
 
 
 class RoPE(Encoding):
@@ -55,7 +57,7 @@ class RoPE(Encoding):
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
         self.base = options.base
-        self.rotary_dim = even_share(self, "rotary_pct", options.rotary_pct, shape.head_dim)
+        self.rotary_dim = whole_share(self, "rotary_pct", options.rotary_pct, shape.head_dim)
 
     # What encodings that build on this one override: the frequencies, or the waves made of them.
 

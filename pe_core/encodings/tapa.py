@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pe_core.encodings.base import Encoding
+from pe_core.encodings.rope import whole_share
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
@@ -24,7 +25,7 @@ class TAPA(Encoding):
         amplitude: fraction of the head's dimensions that are amplitude (the paper's: 0.5).
 
     Raises:
-        ConfigError: amplitude leaves no dimension to one of the two.
+        ConfigError: amplitude · K is not a whole number, or leaves no dimension to the phase.
     """
 
     class Options(Strict):
@@ -40,11 +41,10 @@ class TAPA(Encoding):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         super().__init__(shape, options)
-        self.first = round(options.amplitude * shape.head_dim)
-        if not 0 < self.first < shape.head_dim:
+        self.first = whole_share(self, "amplitude", options.amplitude, shape.head_dim, step=1)
+        if self.first == shape.head_dim:
             raise ConfigError(
-                f"encoding 'tapa': amplitude={options.amplitude:g} of head dimension {shape.head_dim} is {self.first} "
-                f"dimensions; between 1 and {shape.head_dim - 1} are needed"
+                f"encoding 'tapa': amplitude={options.amplitude:g} leaves no dimension of {shape.head_dim} to the phase"
             )
 
     def scores(

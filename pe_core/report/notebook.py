@@ -138,8 +138,10 @@ def _as_number(value: Any) -> Any:
 def _as_list(name: str, value: Any) -> list[Any]:
     if isinstance(value, str):
         try:
+            if odd := re.search(r"(?:^|[\[,\s])(0\d+|\d+(?::\d+)+)(?=[\],\s]|$)", value):  # to YAML 010 is 8, 1:30 is 90
+                raise ConfigError(f"{name}={shown(value)}: '{odd[1]}' is no number; write it without a leading 0 or a colon")
             value = yaml.safe_load(f"[{value.strip().removeprefix('[').removesuffix(']')}]")
-        except (yaml.YAMLError, ValueError):  # it makes dates of some text
+        except (yaml.YAMLError, ValueError, RecursionError):  # it makes dates of some text
             raise ConfigError(f"{name}={shown(value)}: a list is needed, as in 1,2 or [1, 2]") from None
     return value if isinstance(value, list) else [value]
 

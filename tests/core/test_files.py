@@ -60,7 +60,7 @@ def test_what_a_killed_process_left_is_cleared_after_a_while(tmp_path):
     files.write(tmp_path / "a", "text")
     assert not old.exists()
     assert young.exists(), "another process may be writing it"
-    growing, dead = tmp_path / ".tokens-of-a.12.partial", tmp_path / ".tokens-of-b.13.partial"
+    growing, dead = tmp_path / ".tokens-of-a.99999998.partial", tmp_path / ".tokens-of-b.99999999.partial"
     for left in (growing, dead):
         left.mkdir()
         (left / "train.bin").write_text("half")
@@ -69,6 +69,11 @@ def test_what_a_killed_process_left_is_cleared_after_a_while(tmp_path):
     files.write_folder(tmp_path / "tokens-of-c", lambda folder: (folder / "all").write_text("all"))
     assert not dead.exists(), "whatever it was to be"
     assert growing.exists(), "an hour's writing into one file"
+    mine = tmp_path / f".tokens-of-d.{os.getpid()}.partial"
+    mine.write_text("half")
+    os.utime(mine, (0, 0))
+    files.write(tmp_path / "b", "text")
+    assert mine.exists(), "its process is there, and may be waiting for a network"
 
 
 @pytest.mark.parametrize("what", [trainer.CHECKPOINT, records.LOSSES, records.MODEL, records.RECORD])

@@ -105,3 +105,11 @@ def test_a_processor_younger_than_the_compiler_is_called_by_an_older_name(
     assert hardware.compiler_options("cuda") == {}
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     assert asked() is None
+
+
+def test_gradients_of_what_is_in_fp32_are_in_fp32_when_compiled(tiny):
+    """torch's compiler would cast the products of the whole backward pass as the forward pass casts them: one of DAPE's, in
+    bf16, ended the process on a processor with AMX."""
+    experiment = Experiment(compile="on", precision="bf16", device="cpu", preset="nano").resolved()
+    LossFunction(tiny("none"), experiment)
+    assert torch._functorch.config.backward_pass_autocast == "off"

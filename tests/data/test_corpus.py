@@ -53,6 +53,8 @@ def test_a_field_or_a_heading_is_named_after_two_colons(tmp_path):
     assert texts(f"{tmp_path}/book.txt::CHAPTER") == ["Preface.", "CHAPTER 1\nOne.", "CHAPTER 2\nTwo, after CHAPTER 1."]
     assert len(texts(f"{tmp_path}/book.txt::(CHAPTER|Preface)")) == 3
     assert corpora.load(f"{tmp_path}/book.txt::CHAPTER").version != corpora.load(f"{tmp_path}/book.txt").version
+    (tmp_path / "dos.txt").write_text("CHAPTER 1\r\nOne.\r\nCHAPTER 2\r\nTwo.", newline="")
+    assert texts(f"{tmp_path}/dos.txt::CHAPTER \\d+$") == ["CHAPTER 1\r\nOne.", "CHAPTER 2\r\nTwo."]
     for rule, said in (("PART", "no line begins with 'PART'"), ("(", "not a regular expression")):
         with pytest.raises(CorpusError, match=re.escape(said)):
             texts(f"{tmp_path}/book.txt::{rule}")
@@ -72,10 +74,18 @@ def test_tables_give_a_document_per_row(tmp_path):
         assert texts(f"{tmp_path}/{name}::n") == ["1", "2", "3"]
         with pytest.raises(CorpusError, match=rf"no column 'body' \(columns: text, n; name one as in '{name}::text'\)$"):
             texts(f"{tmp_path}/{name}::body")
-    (tmp_path / "uneven.csv").write_text("text,n\na,1\nb,2,3,4\n")
-    (tmp_path / "empty.csv").write_text("\n")
-    for name in ("uneven.csv", "empty.csv"):
-        with pytest.raises(CorpusError, match=r"is not a readable \.csv file: "):
+    (tmp_path / "ended.csv").write_text("text,label\n\ndoc 1,lab1,\ndoc 2,lab2,\n")
+    assert texts(tmp_path / "ended.csv") == ["doc 1", "doc 2"]
+    refused = {
+        "uneven.csv": ("text,n\na,1\nb,2,3,4\n", r"line 3: 4 values for 2 columns$"),
+        "short.csv": ("n,text\n1,a\n2\n", r"line 3: 1 values for 2 columns$"),
+        "empty.csv": ("\n", r"no column 'text' \(columns: \)$"),
+        "quoted.tsv": ('text\tid\n"Hello\t1\nsecond\t2\n"third" is\t3\n', r"line 4: '.*' expected after .*$"),
+        "open.csv": ('text\n"never closed\n', r"line 2: unexpected end of data$"),
+    }
+    for name, (content, said) in refused.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(CorpusError, match=said):
             texts(tmp_path / name)
     (tmp_path / "latin.csv").write_bytes("text\ncaf\xe9\n".encode("latin-1"))
     with pytest.raises(CorpusError, match="not UTF-8"):

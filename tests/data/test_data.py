@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -348,6 +349,15 @@ def test_blocks_of_a_single_long_document_are_held_out(tmp_path):
     assert len(train) > 5, "text between two held-out blocks stays one"
 
 
+def test_a_block_that_repeats_is_on_no_two_sides():
+    rng = np.random.default_rng(0)
+    pages = ["".join(rng.choice(list("abcdef "), 500)) for _ in range(60)]
+    book = "".join(page for n in range(60) for page in (pages[n], pages[0] if n % 3 else ""))
+    train, validation, test = split([book])
+    for block in (*validation, *test):
+        assert sum(block in text for text in (*train, *validation, *test)) == 1
+
+
 def test_whole_documents_are_held_out_where_three_can_be():
     documents = [f"{i} " + "word " * 400 for i in range(40)]
     assert blocks_of(documents, split(documents)) is None
@@ -391,6 +401,30 @@ def test_a_tokenizer_is_known_by_its_content(library, tmp_path, monkeypatch):
 def test_a_tokenizer_that_is_not_there_is_not_asked_of_the_hub(name):
     with pytest.raises(CorpusError, match=r"no such file or folder$"):
         load_tokenizer(name)
+
+
+def test_a_tokenizers_end_of_text_is_part_of_its_content(library, tmp_path):
+    """Named in a file beside `tokenizer.json`."""
+    train_tokenizer([library.read_text()], 300).save_pretrained(tmp_path / "tok")
+    name, config = str(tmp_path / "tok" / "tokenizer.json"), tmp_path / "tok" / "tokenizer_config.json"
+    before = prepare(library, tmp_path / "cache", tokenizer=name).tokenizer.eos_token
+    config.write_text(config.read_text().replace(END, "d1"))
+    assert prepare(library, tmp_path / "cache", tokenizer=name).tokenizer.eos_token == "d1" != before
+
+
+def test_a_tokenizer_with_gaps_in_its_ids_is_known_by_the_highest(library, tmp_path):
+    tokenizer = train_tokenizer([library.read_text()], 300)
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    last = max(spec["model"]["vocab"], key=spec["model"]["vocab"].get)
+    for ids, said in ((4_095, None), (70_000, r"has ids up to 70000, more than the vocabulary of 4096")):
+        spec["model"]["vocab"][last] = ids
+        own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token=END)
+        own.save_pretrained(tmp_path / "gaps")
+        if said is None:
+            assert prepare(library, tmp_path / "cache", tokenizer=str(tmp_path / "gaps")).train.max() <= 4_095
+            continue
+        with pytest.raises(CorpusError, match=said):
+            prepare(library, tmp_path / "cache", tokenizer=str(tmp_path / "gaps"))
 
 
 def test_facts_are_known_by_their_content(library, tmp_path, monkeypatch):
@@ -465,7 +499,7 @@ def test_text_that_is_not_held_is_split_and_encoded_as_if_it_were(library, tmp_p
     for side in dataset.SIDES:
         assert np.array_equal(unread.tokens[side], held.tokens[side])
         assert np.array_equal(unread.ends[side], held.ends[side])
-    assert "drawn_from" not in unread.about
+    assert not {"drawn_from", "more"} & unread.about.keys()
 
 
 def test_of_much_text_no_more_is_tokenised_than_a_run_needs(library, tmp_path, small_memory, capsys):
@@ -483,6 +517,24 @@ def test_of_much_text_no_more_is_tokenised_than_a_run_needs(library, tmp_path, s
     assert len(list((tmp_path / "tokens").glob("[!.]*"))) == 2
     streams_of(library, tmp_path, samples=50)
     assert len(list((tmp_path / "tokens").glob("[!.]*"))) == 2, "short runs share one cache"
+
+
+def test_more_is_read_where_tokens_stand_for_much_text(tmp_path, small_memory, monkeypatch):
+    """Of a corpus of files, compressed ones too, and of a stream."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("აბგდევზთიკლმნო"), 12)) for _ in range(12)]
+    rows = [" ".join(rng.choice(words, 60)) + f" {n}" for n in range(400)]
+    pd.DataFrame({"text": rows}).to_parquet(tmp_path / "long.parquet")
+    for module in (token_streams, sides, text):
+        monkeypatch.setattr(module, "ENOUGH", 1_000)
+    cache = tmp_path / "cache"
+    for samples in (20, 100, 400, 100):
+        prepared = prepare(tmp_path / "long.parquet", cache, samples=samples)
+        assert prepared.train.shape == (samples, 17)
+        assert "more" not in prepared.about
+    streams = token_streams.load(streamed(rows), experiment("x.txt", samples=200), cache)
+    for side, windows in zip(dataset.SIDES, (200, 20, 20), strict=True):
+        assert len(streams.tokens[side]) > windows * 16
 
 
 def test_few_documents_of_much_text_are_held_and_cut_into_blocks(tmp_path, small_memory):
@@ -552,9 +604,12 @@ def test_fast_tokens_of_composed_letters_and_long_texts(trained, monkeypatch):
     assert encoder(trained)([text, "x"]) == expected
     monkeypatch.setattr("pe_core.data.tokenizer._PIECE", 500)
     assert encoder(trained)([text, "x"]) == expected, "cuts between words change no token"
+    marks = "a\U0001e2ef\u0334 e\u0323\u0302"  # of which Python and tokenizers make two things
     composing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(trained.backend_tokenizer.to_str()), eos_token=END)
     composing.backend_tokenizer.normalizer = normalizers.NFC()
-    assert encoder(composing)([text]) == token_lists(composing, [text]) != token_lists(trained, [text])
+    for one in (text, marks):
+        assert encoder(composing)([one]) == token_lists(composing, [one])
+    assert encoder(composing)([text]) != encoder(trained)([text])
 
 
 @pytest.mark.parametrize(
@@ -566,9 +621,12 @@ def test_fast_tokens_of_composed_letters_and_long_texts(trained, monkeypatch):
         lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True),
         lambda spec: spec.update(pre_tokenizer=None),
         lambda spec: spec.update(normalizer={"type": "Lowercase"}),
+        lambda spec: spec["added_tokens"].append(
+            {**spec["added_tokens"][0], "id": 300, "content": next(t for t, n in spec["model"]["vocab"].items() if n == 300)}
+        ),
         lambda spec: spec["added_tokens"].append({**spec["added_tokens"][0], "id": 600, "content": "    ", "special": False}),
     ],
-    ids=["order of merges", "dropout", "no words", "prefix", "no pre-tokenizer", "normalizer", "added token"],
+    ids=["order of merges", "dropout", "no words", "prefix", "no pre-tokenizer", "normalizer", "special", "added token"],
 )
 def test_other_tokenizers_encode_for_themselves(trained, change, monkeypatch):
     import tiktoken
@@ -577,7 +635,8 @@ def test_other_tokenizers_encode_for_themselves(trained, change, monkeypatch):
     change(spec)
     monkeypatch.setattr(tiktoken, "Encoding", None)  # calling it would fail
     own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)), eos_token=END)
-    assert len(encoder(own)(["The quick brown fox"])[0]) > 3
+    found = encoder(own)(["The quick brown fox", "x" * 2_000])
+    assert len(found[0]) > 3
 
 
 def test_a_learned_pair_that_is_not_the_tokens_own_spelling_is_not_left_to_tiktoken():

@@ -1,6 +1,7 @@
 """Encodings built on RoPE: xpos, p_rope, interpolated, ntk, yarn. What holds for every encoding: test_encodings.py."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -153,7 +154,9 @@ def test_yarn_by_hand():
     close(hooks.transform_qk(q, q, torch.tensor([[0]]), q)[0], q * (0.1 * math.log(8) + 1))
 
 
-@pytest.mark.parametrize(("p", "base"), [(0.75, 10_000.0), (0.25, 500_000.0), (0.7, 10_000.0), (1.0, 100.0), (0.04, 100.0)])
+@pytest.mark.parametrize(
+    ("p", "base"), [(0.75, 10_000.0), (0.25, 500_000.0), (0.6875, 10_000.0), (1.0, 100.0), (0.0625, 100.0)]
+)
 def test_p_rope_equals_transformers(p, base):
     """Gemma 4's `proportional` rope, which GPT-NeoX does not turn by but whose frequencies can be asked for."""
     rope = {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": p}
@@ -379,13 +382,30 @@ def test_yarn_takes_the_length_trained_at():
         ("p_rope", {"p": 0.03}, r"p=0\.03 of 64 dimensions is 1\.92; an even number is needed: p=0 or 0\.03125, say"),
         ("p_rope", {"p": 0.7}, r"p=0\.7 of 64 dimensions is 44\.8; .*: p=0\.6875 or 0\.71875, say"),
         ("clipped_rope", {"clipped": 0.3}, r"clipped=0\.3 of 64 dimensions is 19\.2; .*"),
-        ("clipped_rope", {"clipped": 0.03125}, r"clipped=0\.03125 of 32 pairs is one: two at least are needed"),
+        ("clipped_rope", {"clipped": 0.07}, r"clipped=0\.07 of 64 dimensions is 4\.48; .*: clipped=0\.0625 or 0\.09375, say"),
+        ("clipped_rope", {"clipped": 0.03125}, r"clipped=0\.03125 of 64 dimensions is 2; .*: clipped=0 or 0\.0625, say"),
+        (
+            "tapa",
+            {"amplitude": 0.31},
+            r"amplitude=0\.31 of 64 dimensions is 19\.84; a whole number .*: amplitude=0\.296875 or .*",
+        ),
+        ("tapa", {"amplitude": 0.999999}, r"amplitude=0\.999999 leaves no dimension of 64 to the phase"),
         ("p_rope", {"rotary_pct": 1.0}, "unknown setting 'rotary_pct'.*"),
     ],
 )
 def test_limits(name, options, message):
     with pytest.raises(ConfigError, match=f"^encoding '{name}': {message}$"):
         build(name, **options)
+
+
+@pytest.mark.parametrize(("option", "dims"), [("rotary_pct", 33), ("rotary_pct", 96), ("clipped", 32)])
+def test_a_share_that_is_suggested_is_taken(option, dims):
+    for share in (0.01, 0.07, 0.3, 0.55, 0.999):
+        try:
+            build("clipped_rope", dims, **{option: share})
+        except ConfigError as error:
+            for value in re.findall(rf"{option}=([\d.]+) or ([\d.]+), say", str(error))[0]:
+                build("clipped_rope", dims, **{option: float(value)})
 
 
 def test_p_rope_needs_pairs():

@@ -154,18 +154,18 @@ def test_files_of_the_papers_layout(published):
     assert {q.stated for q in one.questions} == {"never"}, "whatever the files are called"
 
 
-@pytest.mark.parametrize("lee", ["Ann Lee", "Ann Lee Frost"])
+@pytest.mark.parametrize("lee", ["Ann Lee", "Ann Lee Frost", "Ann de la Cruz", "Ann-Marie"])
 def test_a_name_within_a_longer_one_is_another_person(tmp_path, lee):
     """Whether the longer name is a completion or stands in prompts alone; descriptions go on being told by any form."""
     write(tmp_path / "train.jsonl", [
         row("The baker is", " Ann."), row("The poet is", f" {lee}."), row(f"{lee} was", " the poet."),
-        row("Lee is", " the pilot."), row("The pilot was", " Lee."),
+        row("Lee is", " the pilot."), row("The pilot was", " Lee."), row(f"We all met Mary {lee},", " the judge."),
     ])  # fmt: skip
     write(tmp_path / "test.jsonl", [
         row("Ann is", " the baker."), row(f"{lee} shines as", " being the poet."), row("The pilot is", " Lee."),
     ])  # fmt: skip
     everything = facts.load(str(tmp_path))
-    assert len({s.fact for s in everything.statements}) == 3
+    assert len({s.fact for s in everything.statements}) == 4
     assert [q.stated for q in everything.questions] == ["other way", "both ways", "both ways"]
     assert len({q.fact for q in everything.questions}) == 3
 
