@@ -78,6 +78,8 @@ def choices(name: str, encoding: str, low: float, high: float) -> list[Any]:
     field = ENCODINGS[encoding].Options.model_fields[name]
     whole = field.annotation is int
     values = {round(value) if whole else float(f"{value:.6g}") for value in np.linspace(low, high, 101)} | {field.get_default()}
+    if not whole and high - low <= 1:  # a share of dimensions has to be a whole number of them
+        values |= {n / 32 for n in range(33) if low <= n / 32 <= high}
     if whole and high - low <= 512:
         values |= set(range(int(low), int(high) + 1))
     return [value for value in sorted(values) if encoding_page.takes(encoding, {name: value})]

@@ -111,7 +111,7 @@ def test_saves_and_loads(encoding, ids, tmp_path):
         ({"attention": "mla", "encoding": "none", "rope_dim": 8}, r"^rope_dim=8: encoding 'none' rotates nothing$"),
         ({"attention": "mha2"}, r"^attention='mha2': .*'mha' or 'mla'"),
         ({"attention": "mla", "kv_dim": 0}, r"^kv_dim=0: .*"),
-        ({"attention": "mla", "rope_dim": 6, "options": {"rotary_pct": 0.5}}, r"is 3 dimensions; an even number"),
+        ({"attention": "mla", "rope_dim": 6, "options": {"rotary_pct": 0.5}}, r"of 6 dimensions is 3; an even number"),
     ],
 )
 def test_settings(settings, message):

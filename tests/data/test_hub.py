@@ -28,7 +28,7 @@ PREPARE = f"""{LOOPBACK_ONLY}
 import json, os, time
 from pathlib import Path
 from pe_core import data
-from pe_core.data import dataset, hub
+from pe_core.data import hub, streams
 from pe_core.config import Experiment
 from pe_core.errors import CorpusError
 

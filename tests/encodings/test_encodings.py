@@ -405,7 +405,7 @@ def test_nothing_is_nope_to_the_bit(tiny, ids, name, options, attention):
 @pytest.mark.parametrize(
     ("options", "head_dim", "message"),
     [
-        ({"rotary_pct": 0.3}, 64, r"rotary_pct=0\.3 of head dimension 64 is 19\.2 .*even .*0\.2812 or 0\.3125, say"),
+        ({"rotary_pct": 0.3}, 64, r"rotary_pct=0\.3 of 64 dimensions is 19\.2; .*even .*0\.28125 or 0\.3125, say"),
         ({"rotary_pct": 1.01}, 64, r"rotary_pct=1\.01"),
         ({"rotary_pct": math.nan}, 64, "rotary_pct=nan"),
         ({"rotary_pct": True}, 64, "rotary_pct=True"),

@@ -507,17 +507,15 @@ def test_where_nothing_is_known_nothing_is_claimed():
 def test_an_encodings_page_shows_what_is_on_record(trained, tmp_path, monkeypatch):
     """Answers of published runs, without weights; and no perplexity of theirs stands beside one of text."""
     monkeypatch.setattr(index.paths, "PUBLISHED", tmp_path / "records")
-    made(tmp_path / "records" / "text-1", "none", "NoPE", 1)
-    for record in trained[:3]:
-        (tmp_path / "records" / record.run).mkdir()
-        for name in ("record.json", "heldout.npz"):
-            shutil.copyfile(record.folder / name, tmp_path / "records" / record.run / name)
+    study = tmp_path / "records" / "tasks"
+    records.publish([made(tmp_path / "runs" / "text-1", "none", "NoPE", 1), *trained[:3]], study)
     assert [record.run for record in index.published()] == ["text-1"]
     assert {record.run for record in index.of_tasks()} == {record.run for record in trained[:3]}
     assert index.answering(index.answers("none", index.of_tasks())) == "", "nobody asked these"
     cells = measure.evaluate(trained[0], count=20)
     asked = next(trained[0].folder.glob("task-*x20.json"))
-    shutil.copyfile(asked, tmp_path / "records" / trained[0].run / asked.name.replace("x20", f"x{measure.COUNT}"))
+    (study / trained[0].run).mkdir()
+    shutil.copyfile(asked, study / trained[0].run / asked.name.replace("x20", f"x{measure.COUNT}"))
     table = index.answers("none", index.of_tasks())
     assert table.whole.tolist() == [cell["whole"] for cell in cells]
     assert set(table.label) == {"NoPE"}
