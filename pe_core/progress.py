@@ -61,14 +61,16 @@ def ending_line(history: list[dict[str, Any]], epochs: int) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without the progress bars transformers draws for the writing of one small file."""
+    """Without the progress bars transformers draws for the writing of one small file, and without its reminders."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -174,3 +174,6 @@ def test_generate_continues_a_text(corpus, tmp_path, capsys):
     assert text == record.generate("word1 <|endoftext|>", 5).rstrip("\n")
     assert record.generate("word1", 5, temperature=0) == record.generate("word1", 5, temperature=0, seed=9)
     assert isinstance(record.generate("", 5), str)
+    capsys.readouterr()
+    assert len(record.generate("word1", 50)) > 5
+    assert capsys.readouterr() == ("", ""), "beyond the length trained at, transformers would remind of it"
