@@ -195,8 +195,13 @@ def test_the_initial_loss_is_that_of_a_uniform_guess(encoding, tiny, ids):
     assert model(ids, labels=ids).loss.item() == pytest.approx(4.575, abs=0.05)  # ln 97
 
 
-def test_a_model_from_a_config_alone_has_no_uninitialised_weight(encoding, tiny):
-    config = tiny(encoding).config
+@pytest.mark.parametrize("beside", [None, "rope"], ids=["alone", "in a mix"])
+def test_a_model_from_a_config_alone_has_no_uninitialised_weight(encoding, tiny, beside):
+    parts = {"parts": [{"encoding": encoding}, {"encoding": beside}]}
+    try:
+        config = tiny("mix", parts).config if beside and encoding != "mix" else tiny(encoding).config
+    except ConfigError:
+        pytest.skip("no part of a mix")
     torch.use_deterministic_algorithms(True)  # fills uninitialised memory with NaN
     try:
         model = AutoModelForCausalLM.from_config(config)

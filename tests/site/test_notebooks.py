@@ -98,6 +98,8 @@ def test_lists_may_be_given_on_the_command_line(said, meant):
         ([0.5, 1, 2], "1e0,2", [1.0, 2]),
         ([128, 256], "1e2, 2e2", [100, 200]),
         (["none"], "none,rope", ["none", "rope"]),
+        (["none"], "a/010,b 0.05", ["a/010", "b 0.05"]),
+        ([0.5], "0,0.01,0", [0, 0.01, 0]),
         ("auto", "cpu", "cpu"),
     ],
 )
@@ -119,6 +121,9 @@ def test_numbers_are_what_their_defaults_are(default, said, meant):
         ([0.5, 1], "1,x", "value='x': a number is needed"),
         ([42], "42,4.5", "value=4.5: a whole number is needed"),
         ([42], {"a": 1}, "value={'a': 1}: a number is needed"),
+        ([42], "010", "value='010': '010' is no number; write it without a leading 0 or a colon"),
+        ([42], "7,1:30", "value='7,1:30': '1:30' is no number; write it without a leading 0 or a colon"),
+        ([42], "[" * 2_000, f"value='{'[' * 296}...: a list is needed, as in 1,2 or [1, 2]"),
     ],
 )
 def test_what_is_no_number_is_refused_before_anything_trains(default, said, error):
