@@ -140,6 +140,33 @@ def test_clipped_rope_by_hand():
     assert build("clipped_rope", head_dim=8).slowed == 2  # 0.3125 of four pairs is 1.25, and one alone would change nothing
 
 
+def test_fope_by_hand():
+    """Of eight pairs, trained at 64 tokens, those that turn fully within it have a series of sines each, in fp64."""
+    hooks = build("fope", head_dim=16, seq_len=64)
+    hooks.init_parameter("mixed", hooks.mixed, torch.Generator().manual_seed(0))
+    rates = [10_000 ** (-2 * m / 16) for m in range(8)]
+    D = sum(rate >= 2 * math.pi / 64 for rate in rates)
+    assert D == hooks.series == 3
+    q, _ = pair(5, head_dim=16)
+    actual, _ = turned(hooks, q, q)
+    c, s = hooks.mixed.double().tolist()
+    for h in range(q.shape[1]):
+        assert max(abs(c[h][n][m] - (n == m)) for n in range(D) for m in range(D)) < 0.5
+        for p in range(5):
+            for m in range(8):
+                a, b = q[0, h, p, m].double(), q[0, h, p, m + 8].double()
+                cos, sin = 1, 0
+                if m < D:
+                    cos = sum(c[h][n][m] * math.cos(p * rates[n]) for n in range(D)) / sum(c[h][n][m] for n in range(D))
+                    sin = sum(s[h][n][m] * math.sin(p * rates[n]) for n in range(D)) / sum(s[h][n][m] for n in range(D))
+                close(actual[0, h, p, m].double(), a * cos - b * sin, 1e-6)
+                close(actual[0, h, p, m + 8].double(), b * cos + a * sin, 1e-6)
+    plain = build("fope", head_dim=16, seq_len=64, sigma=0.0)
+    plain.init_parameter("mixed", plain.mixed, torch.Generator())
+    clipped = build("p_rope", head_dim=16, p=D / 8)
+    assert torch.allclose(turned(plain, q, q)[0], turned(clipped, q, q)[0])
+
+
 def test_yarn_by_hand():
     """Slow pairs are interpolated, fast ones are not, and logits grow by the square of 0.1 ln s + 1."""
     hooks = build("yarn", factor=8, rotary_pct=1.0)

@@ -65,7 +65,7 @@ def flex_differences(device: str, tokens: int = 1_024) -> dict[str, float]:
 
         def outcome(losses: Any, model: LabForCausalLM = model, ids: torch.Tensor = ids) -> list[torch.Tensor]:
             each = losses(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-            return [each.detach(), *torch.autograd.grad(each.mean(), list(model.parameters()))]
+            return [each.detach(), *torch.autograd.grad(each.mean(), [p for p in model.parameters() if p.requires_grad])]
 
         written_out, within = outcome(model.losses), outcome(torch.compile(model.losses, fullgraph=True, dynamic=False))
         found[name] = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(written_out, within, strict=True))
