@@ -231,13 +231,14 @@ def context_use(curves: pd.DataFrame, label: str) -> Figure:
 
 
 def table(rows: pd.DataFrame, baseline: str) -> Styler:
-    """One row a model, one column a budget: the difference to the baseline with its interval; best last budget first."""
+    """One row a model, one column a budget, the largest first, as on a phone one column is seen: the difference to the
+    baseline with its interval; best last budget first."""
     cells = rows.assign(cell=[tables.marked(row) for row in rows.itertuples()])
     wide = cells.pivot(index="label", columns="tokens", values="cell")
     last = rows[rows.tokens == rows.groupby("label").tokens.transform("max")].sort_values(
         ["tokens", "percent"], ascending=[False, True]
     )
-    wide = wide.loc[last.label].fillna("–")
+    wide = wide.loc[last.label, wide.columns[::-1]].fillna("–")
     wide.columns = [f"{_tokens(column)} tokens" for column in wide.columns]
     wide.index.name = None
     wide.columns.name = f"% against {baseline}"
