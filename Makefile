@@ -52,7 +52,7 @@ attack: .venv/.dev  ## bad input, write errors, damaged files and kills, all of 
 	PE_ATTACK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal tests/attack tests/site/test_parameters.py -s
 
 audit: .venv/.dev  ## known vulnerabilities of what constraints.txt pins, where pypi.org answers; none is waived
-	@$(BIN)/pip install --quiet pip-audit || echo "pip-audit cannot be had here"
+	@test -x $(BIN)/pip-audit || $(BIN)/pip install --quiet pip-audit || echo "pip-audit cannot be had here"
 	@-$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off >.venv/audit 2>&1
 	@echo "vulnerabilities: $$(grep -c == constraints.txt) packages, $$(grep -c 'not found on PyPI' .venv/audit) not known to the index"
 	@! grep -A 99 -E '^Found [0-9]+ known' .venv/audit || { cat .venv/audit; exit 1; }

@@ -270,9 +270,10 @@ def load_all(runs: str | Path | None = None) -> list[Record]:
             found[path.parent.name] = load(path)
         except RecordError as error:
             progress.say(f"Left out: {error}.")
-    for path in sorted(root.glob(f"*/{RECORDS}")):
-        for record in load_study(path.parent):
-            found.setdefault(record.run, record)  # two studies may share runs
+    shared = [record for path in sorted(root.glob(f"*/{RECORDS}")) for record in load_study(path.parent)]
+    # Two studies may share a run: the one beside which most was found out later.
+    for record in sorted(shared, key=lambda record: -len(list(record.folder.glob("*")))):
+        found.setdefault(record.run, record)
     return sorted(found.values(), key=lambda record: (record.created, record.run))
 
 

@@ -75,11 +75,9 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
     streams = token_streams.load(corpus, experiment, cache)
     T, drawn = experiment.seq_len, experiment.draw_len or experiment.seq_len
     held = {side: (len(streams.tokens[side]) - 1) // drawn for side in SIDES}
-    wanted = {
-        "train": -(-experiment.samples * T // drawn),
-        # All of a finite corpus, as many as were streamed of another.
-        **{side: held[side] if corpus.finite else experiment.heldout_windows for side in SIDES[1:]},
-    }
+    wanted = dict(zip(SIDES, token_streams.needed_windows(experiment), strict=True))
+    if corpus.finite:  # all that is held out of it
+        wanted |= {side: held[side] for side in SIDES[1:]}
     for side in SIDES:
         if held[side] < max(wanted[side], 1):
             raise CorpusError(

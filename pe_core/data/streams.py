@@ -83,7 +83,7 @@ def load(corpus: Corpus, experiment: Experiment, cache: Path | None = None) -> S
         CorpusError: the corpus cannot be read, or has too few documents to split.
     """
     drawn, scale = experiment.draw_len or experiment.seq_len, 1
-    needed = dict(zip(SIDES[:1] if corpus.finite else SIDES, _needed(experiment), strict=False))
+    needed = dict(zip(SIDES[:1] if corpus.finite else SIDES, needed_windows(experiment), strict=False))
     while True:
         streams = _load(corpus, experiment, cache or paths.cache(), scale)
         more = streams.about.pop("more", False)  # documents that were left alone
@@ -120,7 +120,7 @@ def _load(corpus: Corpus, experiment: Experiment, cache: Path, scale: int) -> St
     return replace(streams, about={**streams.about, "corpus": corpus.name})  # files may have been cached under another path
 
 
-def _needed(experiment: Experiment) -> tuple[int, int, int]:
+def needed_windows(experiment: Experiment) -> tuple[int, int, int]:
     """Windows of each side that a run reads of a text that is not used whole, of `draw_len` tokens where that is set."""
     train = -(-experiment.samples * experiment.seq_len // (experiment.draw_len or experiment.seq_len))
     return train, experiment.heldout_windows, experiment.heldout_windows
@@ -177,7 +177,8 @@ def _read(folder: Path) -> Streams | None:
             if files.sha256(folder / name) != expected:
                 raise ValueError(f"{name} differs from what was written")
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-        tokens = {side: np.asarray(np.memmap(folder / f"{side}.bin", _dtype(tokenizer), "r")) for side in SIDES}
+        dtype = _dtype(tokenizer)
+        tokens = {side: np.asarray(np.memmap(folder / f"{side}.bin", dtype, "r")) for side in SIDES}
         with np.load(folder / "ends.npz") as ends:
             return Streams(tokens, {side: ends[side] for side in SIDES}, tokenizer, meta["about"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -270,7 +271,8 @@ def _dealt_unread(corpus: Corpus, most: int) -> _Dealt | None:
     read = np.asarray(sizes)
     kept = read[first].tolist()
     side_of_each, learned = (np.full(len(read), -1, np.int8) for _ in range(2))  # -1: a repeat, or not needed
-    side_of_each[first], learned[first] = deal(kept, most), deal(kept, ENOUGH)
+    side_of_each[first] = deal(kept, most)
+    learned[first] = side_of_each[first] if most == ENOUGH else deal(kept, ENOUGH)
     counts = tuple(int((side_of_each == side).sum()) for side in range(len(SIDES)))
     if counts[2] < FEWEST_TEST_DOCUMENTS or not all(counts):
         return None
@@ -302,7 +304,7 @@ def _streamed(corpus: Corpus, experiment: Experiment, tokenizer: Any | None, sca
     yet, the tokens of a document are taken to be the fewest it can have.
     """
     drawn = experiment.draw_len or experiment.seq_len
-    needed = [n * drawn + 1 for n in _needed(experiment)]
+    needed = [n * drawn + 1 for n in needed_windows(experiment)]
     longest = max(int(LARGEST_HELD_OUT_SHARE * (needed[2] - 1)), 2)
     sides: Sides = ([], [], [])
     counts, more = [0, 0, 0], False

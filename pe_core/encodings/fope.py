@@ -5,12 +5,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pe_core.encodings.rope import RoPE
-from pe_core.errors import ConfigError
+from pe_core.encodings.p_rope import PRoPE
 from pe_core.schema import Shape, Strict
 
 
-class FoPE(RoPE):
+class FoPE(PRoPE):
     """Fourier position embedding: each pair turns with several frequencies at once. Hua et al. 2024 (arXiv 2412.17739).
 
     RoPE on all dimensions, of whose frequencies ω_m those that make no full turn within the trained length, ω_m < 2π/L, are
@@ -51,28 +50,23 @@ class FoPE(RoPE):
     turns_by_head = True
 
     def __init__(self, shape: Shape, options: Options) -> None:
-        if shape.head_dim % 2:
-            raise ConfigError(f"encoding 'fope': head dimension {shape.head_dim}: an even number is needed")
-        super().__init__(shape, RoPE.Options(rotary_pct=1.0, base=options.base))
+        pairs = max(shape.head_dim // 2, 1)
+        turning = sum(options.base ** (-m / pairs) >= 2 * math.pi / shape.seq_len for m in range(pairs))
+        super().__init__(shape, PRoPE.Options(p=turning / pairs, base=options.base))
         self.options = options
-        self.series = int((super().frequencies(torch.device("cpu")) >= 2 * math.pi / shape.seq_len).sum())
-        self.mixed = nn.Parameter(torch.empty(2, shape.heads, self.series, self.series), requires_grad=False)
+        self.mixed = nn.Parameter(torch.empty(2, shape.heads, self.kept, self.kept), requires_grad=False)
 
     def init_parameter(self, name: str, parameter: Tensor, generator: torch.Generator) -> None:
-        D = max(self.series, 1)
+        D = max(self.kept, 1)
         parameter.normal_(0, self.options.sigma * math.sqrt(2 / (D * (D + self.shape.heads))), generator=generator)
-        parameter += torch.eye(self.series, device=parameter.device)
-
-    def frequencies(self, device: torch.device) -> Tensor:
-        frequencies = super().frequencies(device)
-        return frequencies * (torch.arange(len(frequencies), device=device) < self.series)
+        parameter += torch.eye(self.kept, device=parameter.device)
 
     def waves(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        angle_B1TD = positions_BT[:, None, :, None].float() * self.frequencies(positions_BT.device)[: self.series]
+        angle_B1TD = positions_BT[:, None, :, None].float() * self.frequencies(positions_BT.device)[: self.kept]
         with torch.autocast(positions_BT.device.type, enabled=False):
             mixed = self.mixed.float() / self.mixed.float().sum(-2, keepdim=True)
             cos_BHTD, sin_BHTD = angle_B1TD.cos() @ mixed[0], angle_B1TD.sin() @ mixed[1]
-        left = self.rotary_dim // 2 - self.series
+        left = self.rotary_dim // 2 - self.kept
         padded = F.pad(cos_BHTD, (0, left), value=1.0), F.pad(sin_BHTD, (0, left))
         return padded[0].repeat(1, 1, 1, 2), padded[1].repeat(1, 1, 1, 2)
 

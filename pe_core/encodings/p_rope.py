@@ -2,7 +2,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pe_core.encodings.rope import RoPE, whole_share
+from pe_core.encodings.rope import RoPE, name_of, whole_share
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
@@ -40,7 +40,7 @@ class PRoPE(RoPE):
 
     def __init__(self, shape: Shape, options: Options) -> None:
         if shape.head_dim % 2:
-            raise ConfigError(f"encoding 'p_rope': head dimension {shape.head_dim}: an even number is needed")
+            raise ConfigError(f"encoding '{name_of(self)}': head dimension {shape.head_dim}: an even number is needed")
         super().__init__(shape, RoPE.Options(rotary_pct=1.0, base=options.base))
         self.options = options
         self.kept = whole_share(self, "p", options.p, shape.head_dim) // 2

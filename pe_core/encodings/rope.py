@@ -7,6 +7,11 @@ from pe_core.errors import ConfigError
 from pe_core.schema import Shape, Strict
 
 
+def name_of(encoding: Encoding) -> str:
+    """What an encoding is called: its file's name."""
+    return type(encoding).__module__.rpartition(".")[2]
+
+
 def whole_share(encoding: Encoding, option: str, share: float, dimensions: int, step: int = 2, least: int = 0) -> int:
     """So many of the dimensions as an option asks for.
 
@@ -19,7 +24,7 @@ def whole_share(encoding: Encoding, option: str, share: float, dimensions: int, 
         near = [step * n for n in range(dimensions // step + 1) if n == 0 < least or step * n >= least]
         near = sorted(sorted(near, key=lambda n: abs(n - asked))[:2])
         raise ConfigError(
-            f"encoding '{type(encoding).__module__.rpartition('.')[2]}': {option}={share:g} of {dimensions} dimensions is "
+            f"encoding '{name_of(encoding)}': {option}={share:g} of {dimensions} dimensions is "
             f"{asked:g}; {'an even' if step == 2 else 'a whole'} number is needed: "
             f"{option}={' or '.join(f'{n / dimensions:.6g}' for n in near)}, say"
         )

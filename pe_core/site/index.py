@@ -39,11 +39,8 @@ OWN_RUNS = "PE_PAGES_RUNS"  # the variable that names a folder of runs to show b
 
 
 def _all() -> list[Record]:
-    """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given. Of a run that several
-    studies share, the one beside which most was found out later."""
-    shared = [record for study in sorted(paths.PUBLISHED.glob("*/")) for record in records.load_study(study)]
-    richest = sorted(shared, key=lambda record: len(list(record.folder.glob("*"))))
-    found = sorted({record.run: record for record in richest}.values(), key=lambda record: (record.created, record.run))
+    """The published runs, and those of the folder that `python -m pe_core.site.pages --runs` was given."""
+    found = records.load_all(paths.PUBLISHED) if paths.PUBLISHED.is_dir() else []
     if own := os.environ.get(OWN_RUNS):
         known = {record.run for record in found}
         found = sorted([*found, *(r for r in records.load_all(own) if r.run not in known)], key=lambda r: (r.created, r.run))

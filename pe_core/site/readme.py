@@ -114,12 +114,8 @@ def encodings() -> str:
 
 def headline() -> str:
     """The published ranking study in a sentence or two; nothing where there is none."""
-    from pe_core.studies.ranking import measure, report
-
     budgets = index.ranked()
-    if not budgets:
-        return ""
-    return report.headline(measure.leaders(budgets), measure.differences(budgets, index.baseline()), index.baseline())
+    return index.findings(budgets) if budgets else ""
 
 
 def filled(text: str, parts: dict[str, str]) -> str:

@@ -146,7 +146,7 @@ def test_fope_by_hand():
     hooks.init_parameter("mixed", hooks.mixed, torch.Generator().manual_seed(0))
     rates = [10_000 ** (-2 * m / 16) for m in range(8)]
     D = sum(rate >= 2 * math.pi / 64 for rate in rates)
-    assert D == hooks.series == 3
+    assert D == hooks.kept == 3
     q, _ = pair(5, head_dim=16)
     actual, _ = turned(hooks, q, q)
     c, s = hooks.mixed.double().tolist()
