@@ -110,4 +110,4 @@ def test_long_text_is_finite(encoding, padded):
     assert output.logits.isfinite().all()
     output.loss.backward()
     for name, parameter in hooks.named_parameters():
-        assert parameter.grad.isfinite().all(), name
+        assert not parameter.requires_grad or parameter.grad.isfinite().all(), name
