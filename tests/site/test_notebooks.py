@@ -223,13 +223,14 @@ def test_a_second_run_reads_the_first_ones_records(executed, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_runs_cell_by_cell_from_its_own_folder(tmp_path):
+def test_it_runs_cell_by_cell_from_its_own_folder(library, tmp_path):
     """As in JupyterLab: no injected cell, the notebook's folder as working directory."""
     from nbclient import NotebookClient
 
     content = nbformat.read(ROOT / "notebooks/nope.ipynb", as_version=4)
     (parameters,) = (cell for cell in content.cells if "parameters" in cell.metadata.get("tags", []))
-    for name, value in {"samples": "60", "seq_len": "32", "epochs": "1", "torch_compile": "'off'"}.items():
+    small = {"samples": "60", "seq_len": "32", "epochs": "1", "torch_compile": "'off'", "corpus": repr(str(library))}
+    for name, value in small.items():
         lines = [line for line in parameters.source.splitlines() if not line.startswith(f"{name} =")]
         parameters.source = "\n".join([*lines, f"{name} = {value}"])
     client = NotebookClient(content, resources={"metadata": {"path": str(ROOT / "notebooks")}}, kernel_name="python3")

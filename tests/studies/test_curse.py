@@ -587,9 +587,10 @@ def test_a_model_of_a_task_knows_no_facts(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_and_claims_nothing_of_models_that_learned_nothing(tmp_path):
+def test_the_notebook_runs_and_claims_nothing_of_models_that_learned_nothing(library, tmp_path):
     given = {"samples": 60, "seq_len": 64, "seeds": "1", "encodings": "none", "torch_compile": "off", "preset": "nano"}
-    parameters = [part for name, value in {**given, "runs_dir": tmp_path / "runs"}.items() for part in ("-p", name, str(value))]
+    given |= {"corpus": library, "runs_dir": tmp_path / "runs"}
+    parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
     finished = run_notebook(ROOT / "notebooks/reversal.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
     sentences = " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))

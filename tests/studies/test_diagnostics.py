@@ -322,9 +322,9 @@ def test_several_are_looked_into_at_once(trained, found, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_notebook_in_small(tmp_path):
+def test_the_notebook_in_small(library, tmp_path):
     given = {"samples": 300, "seq_len": 32, "seeds": "1", "models": "none,rope", "windows": 20}
-    given |= {"torch_compile": "off", "preset": "nano", "runs_dir": tmp_path / "runs"}
+    given |= {"torch_compile": "off", "preset": "nano", "corpus": library, "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
     finished = run_notebook(ROOT / "notebooks/diagnostics.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr
