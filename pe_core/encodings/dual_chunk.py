@@ -49,7 +49,7 @@ class DualChunk(SelfExtend):
     shift_invariant = False
 
     def __init__(self, shape: Shape, options: Options) -> None:
-        RoPE.__init__(self, shape, options)
+        super().__init__(shape, options)
         self.longest = options.original_length or shape.seq_len
         self.chunk = options.chunk or max(1, 3 * self.longest // 4)
         if not self.longest / 2 <= self.chunk <= max(1, self.longest - 1):

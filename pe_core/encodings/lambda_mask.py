@@ -43,7 +43,7 @@ class LambdaMask(SelfExtend):
     extrapolates = True
 
     def __init__(self, shape: Shape, options: Options) -> None:
-        RoPE.__init__(self, shape, options)
+        super().__init__(shape, options)
         self.window = options.window or shape.seq_len
         self.mask = Window(shape, Window.Options(size=self.window, sinks=options.sinks))
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from pe_core import encodings
 from pe_core.encodings.rope import RoPE
-from pe_core.schema import Shape
 
 # Positions of queries (B, T) and of keys (B, S), and where they hold (B, T, S).
 Region = tuple[Tensor, Tensor, Tensor]
@@ -52,22 +51,18 @@ class SelfExtend(RoPE):
     shift_invariant = False  # where a group begins
     absorbs = False
 
-    def __init__(self, shape: Shape, options: Options) -> None:
-        super().__init__(shape, options)
-        self.window = options.window or max(1, shape.seq_len // 2)
-
     def transform_qk(self, q_BHTK: Tensor, k_BHTK: Tensor, positions_BT: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         return q_BHTK, k_BHTK  # turned in `scores`; a transform all the same, for which latent attention sets dimensions apart
 
     def regions(self, query_BT: Tensor, key_BS: Tensor) -> list[Region]:
         """At which positions queries and keys are turned, and for which pairs; a later region goes before an earlier one."""
+        window, group = self.options.window or max(1, self.shape.seq_len // 2), self.options.group
         distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
-        if self.options.group is None:
-            far = torch.full_like(query_BT, self.window), torch.zeros_like(key_BS)
+        if group is None:
+            far = torch.full_like(query_BT, window), torch.zeros_like(key_BS)
         else:
-            group = self.options.group
-            far = query_BT // group + self.window - self.window // group, key_BS // group
-        return [(*far, distance_BTS >= self.window), (query_BT, key_BS, distance_BTS < self.window)]
+            far = query_BT // group + window - window // group, key_BS // group
+        return [(*far, distance_BTS >= window), (query_BT, key_BS, distance_BTS < window)]
 
     def scores(
         self, q_BHTK: Tensor, k_BHSK: Tensor, query_BT: Tensor, key_BS: Tensor, token_state_BHSE: Tensor | None
