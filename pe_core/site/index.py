@@ -359,8 +359,8 @@ def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
 
 def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
-    baseline, or where that was not trained in the same setting another model: every pair of the setting's models is corrected
-    for."""
+    baseline, or where that was not trained in the same setting another model (a column names it where there are several): every
+    pair of the setting's models is corrected for."""
     rows = []
     for group in comparison.settings(found):
         groups = comparison.groups(group)
@@ -383,7 +383,11 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
                     "seeds": len(runs),
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    references = set(table["against"]) - {"–"} if rows else set()
+    if len(references) != 1:
+        return table
+    return table.drop(columns="against").rename(columns={"difference, %": f"% against {references.pop()}"})
 
 
 _READING = """## Read beyond the trained length
@@ -410,11 +414,11 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
             break
     rows = []
     for (label, remark), parts in groups.items():
-        row = {"model": f"{label}, {remark}" if remark else label, "seeds": str(len(parts))}
+        row = {"model": f"{label}, {remark}" if remark else label}
         for length in parts[0]:
             values = [value for bits in parts if (value := bits.get(length)) is not None]
             row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if values else "–"
-        rows.append(row)
+        rows.append(row | {"seeds": str(len(parts))})
     return pd.DataFrame(rows)
 
 

@@ -242,8 +242,8 @@ def test_an_encodings_results_are_all_its_runs(found):
     assert list(table.seeds) == [3, 1]
     assert list(index.results("alibi", found).model) == ["ALiBi per head"]
     assert index.results("t5", found).empty
-    assert not set("▼▲") & set("".join(index.results("alibi", found)["difference, %"]))
-    assert index.results("none", found)["difference, %"][0].endswith("▲")
+    assert not set("▼▲") & set("".join(index.results("alibi", found)["% against RoPE 100 %"]))
+    assert index.results("none", found)["% against RoPE 100 %"][0].endswith("▲")
 
 
 def test_the_explorer_holds_every_model(found):
