@@ -398,7 +398,7 @@ over them; a dash where there are no such positions.
 _ANSWERING = """## Questions with exact answers
 
 Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 % intervals over seeds.
-[Trained on short questions, who answers long ones?](../experiments/tasks) compares all."""
+[Which encodings answer longer questions than they were trained on?](../experiments/tasks) compares all."""
 
 
 def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
