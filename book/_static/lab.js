@@ -75,6 +75,7 @@ const lab = {
     for (const cell of rows.flatMap((row) => Array.from(row.cells))) {
       const text = cell.textContent.trim();
       if (text.includes(" ") && text.length > (words(text) ? 20 : 40)) cell.classList.add("wraps");
+      if (/^\S+-[0-9a-f]{10}$/.test(text)) cell.classList.add("run");
     }
     Array.from((rows[0] || { cells: [] }).cells).forEach((_, column) => {
       const cells = rows.map((row) => row.cells[column]).filter(Boolean);
@@ -98,11 +99,42 @@ const lab = {
 
   const wider = (box) => box.scrollWidth > box.clientWidth + 1;
 
-  // A table too wide for the text sets intervals below values, then takes the margin, then scrolls.
+  const phone = () => window.matchMedia("(max-width: 576px)").matches;
+
+  // On a phone the last columns of a table that is still too wide are folded away; a button below names them and shows them.
+  function folded(box) {
+    const table = box.querySelector("table.results:not(.prose)");
+    const head = table && table.tHead && table.tHead.rows.length === 1 && table.tHead.rows[0];
+    if (!head || !phone() || box.dataset.unfolded || !wider(box)) return;
+    const rows = Array.from(table.rows), names = [];
+    if (rows.some((row) => Array.from(row.cells).some((cell) => cell.colSpan > 1))) return;
+    for (let last = 1; last < head.cells.length - 1 && wider(box); last += 1) {
+      const cells = rows.map((row) => row.cells[row.cells.length - last]); // counted from the right: heads of rows may span rows
+      if (cells.some((cell) => !cell || cell.rowSpan > 1)) break;
+      names.unshift(cells[0].textContent.trim());
+      for (const cell of cells) cell.classList.add("folded");
+    }
+    if (!names.length) return;
+    const text = `${names.length} more column${names.length > 1 ? "s" : ""}: ${names.join(", ")}`;
+    const shows = lab.element("button", { type: "button", class: "unfolds" }, text);
+    shows.addEventListener("click", () => {
+      box.dataset.unfolded = "yes";
+      reachable(box);
+      box.focus();
+    });
+    box.after(shows);
+  }
+
+  // A table too wide for the text sets intervals below values, then takes the margin, then scrolls; on a phone, where there is
+  // no margin, intervals break, and then columns are folded away.
   function fitted(box) {
-    box.classList.remove("stacked", "aside");
+    box.classList.remove("stacked", "narrow", "aside");
     box.style.width = "";
+    for (const cell of box.querySelectorAll(".folded")) cell.classList.remove("folded");
+    if (box.nextElementSibling && box.nextElementSibling.matches("button.unfolds")) box.nextElementSibling.remove();
     if (wider(box)) box.classList.add("stacked");
+    if (wider(box) && phone()) box.classList.add("narrow");
+    folded(box);
     const room = Math.min(WIDEST, box.scrollWidth, document.documentElement.clientWidth - box.getBoundingClientRect().left - 24);
     if (!wider(box) || room <= box.clientWidth) return;
     box.classList.add("aside");

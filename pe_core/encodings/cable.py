@@ -5,7 +5,7 @@ from pe_core.encodings.fox import FoX
 
 
 class CABLE(FoX):
-    """CABLE: the cost of looking back is a sum of what each token on the way charges. Veisi et al. 2025 (arXiv 2503.08067).
+    """CABLE: the penalty for distance is a sum of one cost for each token in between. Veisi et al. 2025 (arXiv 2503.08067).
 
     score(i, j) = q_i · k_j / sqrt(K) - Σ c_t over t = j + 1 … i,  c_t = softplus(w_h · x_t + b_h),
 

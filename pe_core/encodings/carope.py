@@ -12,7 +12,7 @@ from pe_core.schema import Shape, Strict
 
 
 class CARoPE(PerLayer):
-    """Context-aware RoPE: each token says how fast the frequencies fall. Veisi et al. 2025 (arXiv 2507.23083).
+    """Context-aware RoPE: each token determines how fast the frequencies fall. Veisi et al. 2025 (arXiv 2507.23083).
 
     As RoPE on the whole head, but pair m = 0 … K/2 - 1 of head h stands at the angle
 

@@ -9,7 +9,7 @@ from pe_core.schema import Shape, Strict
 
 
 class DeBERTa(PerLayer):
-    """Disentangled attention: queries look for distances, and keys do. He et al. 2020 (arXiv 2006.03654).
+    """Disentangled attention: queries and keys are each scored against the distance, too. He et al. 2020 (arXiv 2006.03654).
 
     score(i, j) = (q_i · k_j + q_i · A p_d + k_j · B p'_d) / sqrt(3K),  d = min(i - j, max_distance - 1),
 

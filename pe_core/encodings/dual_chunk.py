@@ -11,7 +11,7 @@ from pe_core.schema import Shape
 
 
 class DualChunk(SelfExtend):
-    """Dual chunk attention: near distances kept, those beyond the last chunk cut short. An et al. 2024 (arXiv 2402.17463).
+    """Dual chunk attention: near distances kept, those beyond the last chunk capped. An et al. 2024 (arXiv 2402.17463).
 
     A text is cut into chunks of s tokens, fewer than the L trained at. Keys stand at p_j = j mod s, and queries at
 

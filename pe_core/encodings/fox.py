@@ -8,7 +8,7 @@ from pe_core.schema import Shape, Strict
 
 
 class FoX(PerLayer):
-    """Forgetting attention: each token says how much of what came before it is kept. Lin et al. 2025 (arXiv 2503.02130).
+    """Forgetting attention: each token determines how much of the preceding text is kept. Lin et al. 2025 (arXiv 2503.02130).
 
     score(i, j) = q_i · k_j / sqrt(K) + Σ log f_t over t = j + 1 … i,  f_t = sigmoid(w_h · x_t + b_h),
 

@@ -11,7 +11,8 @@ from pe_core.schema import Shape, Strict
 
 
 class GrapeAP(PerLayer):
-    """GRAPE-AP: looking back costs what each token on the way charges this very query. Zhang et al. 2025 (arXiv 2512.07805).
+    """GRAPE-AP: the penalty for distance is a sum over the tokens in between, each term depending on the query. Zhang et al.
+    2025 (arXiv 2512.07805).
 
     score(i, j) = q_i · k_j / sqrt(K) + s_h · Σ log sigmoid(p_i · R(l) p̂_l / P) over l = j + 1 … i,
 

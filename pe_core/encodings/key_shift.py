@@ -10,7 +10,7 @@ from pe_core.schema import Shape, Strict
 
 
 class KeyShift(PerLayer):
-    """Shifted keys: each key also shows what stood just before it. Allen-Zhu 2025 (Canon layers, arXiv 2512.17351).
+    """Shifted keys: each key is mixed with the keys just before it. Allen-Zhu 2025 (Canon layers, arXiv 2512.17351).
 
     score(i, j) = q_i · (k_j + Σ w_c ⊙ k_(j - c) over c = 0 … taps - 1) / sqrt(K),
 

@@ -9,7 +9,7 @@ _BASE = 10_000.0
 
 
 class Sandwich(Encoding):
-    """Sandwich: inner products of sinusoidal position vectors as a bias, none learned. Chi et al. 2022 (arXiv 2212.10356).
+    """Sandwich: inner products of sinusoidal position vectors as a bias, nothing learned. Chi et al. 2022 (arXiv 2212.10356).
 
     score(i, j) = q_i · k_j / sqrt(K) + (P_i · P_j - dim/2) / c_h,  c_h = 8h/H for heads h = 1 … H,
 

@@ -13,7 +13,7 @@ from pe_core.schema import Shape, Strict
 
 
 class SelectiveRoPE(PerLayer):
-    """Selective RoPE: each token says by how much it turns the pairs. Movahedi et al. 2025 (arXiv 2511.17388).
+    """Selective RoPE: each token determines by how much the pairs rotate. Movahedi et al. 2025 (arXiv 2511.17388).
 
     As RoPE on the whole head, but pair m of head h stands at the angle
 

@@ -13,7 +13,7 @@ Region = tuple[Tensor, Tensor, Tensor]
 
 
 class SelfExtend(RoPE):
-    """Self-Extend: RoPE near by, and positions in groups further away. Jin et al. 2024 (arXiv 2401.01325).
+    """Self-Extend: RoPE at short distances, grouped positions at longer ones. Jin et al. 2024 (arXiv 2401.01325).
 
     score(i, j) = R(p_i) q_i · R(p_j) k_j / sqrt(K), R the rotation of `rope`, with
 

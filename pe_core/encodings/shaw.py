@@ -9,7 +9,7 @@ from pe_core.schema import Shape, Strict
 
 
 class Shaw(PerLayer):
-    """Relative keys: each distance has a learned vector that queries look for. Shaw et al. 2018 (arXiv 1803.02155).
+    """Relative keys: each distance has a learned vector, which is added to the key. Shaw et al. 2018 (arXiv 1803.02155).
 
     score(i, j) = q_i · (k_j + a_d) / sqrt(K),  d = min(i - j, max_distance),
 

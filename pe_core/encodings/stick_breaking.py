@@ -9,7 +9,7 @@ from pe_core.schema import Strict
 
 
 class StickBreaking(Encoding):
-    """Stick-breaking attention: each key takes a share of what nearer ones left. Tan et al. 2024 (arXiv 2410.17980).
+    """Stick-breaking attention: each key takes a share of what nearer keys have left. Tan et al. 2024 (arXiv 2410.17980).
 
     weight(i, j) = β_ij · Π (1 - β_ik) over k = j + 1 … i - 1,  β_ij = sigmoid(q_i · k_j / sqrt(K)),  j < i,
 

@@ -9,7 +9,7 @@ from pe_core.schema import Shape, Strict
 
 
 class Temperature(PerLayer):
-    """Scores that grow with the number of keys, so that attention does not thin out. Nakanishi 2025 (arXiv 2501.19399).
+    """Scores that grow with the number of keys, so that attention does not become diffuse. Nakanishi 2025 (arXiv 2501.19399).
 
     score(i, j) = s(n) · q_i · k_j / sqrt(K),  n = i + 1 keys that query i sees,  where s is
 

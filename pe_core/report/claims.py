@@ -90,9 +90,7 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
         f"smallest difference that four of five such comparisons would find is {known.detectable.median():.1f} %."
     )
     if table.seeds.max() == 1:
-        found.append(
-            "With a single seed the intervals cover the choice of documents alone, not the luck of the initial weights."
-        )
+        found.append("With a single seed the intervals cover the choice of documents only, not variance across seeds.")
     return "\n\n".join(found)
 
 

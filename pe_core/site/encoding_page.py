@@ -223,7 +223,7 @@ def turning(name: str) -> str:
     return (
         "Queries and keys are transformed by their own position before they meet. For each dimension of a head (top to bottom) "
         "and each position (left to right), the cosine of the angle by which a query lying along that dimension has turned. "
-        "Fast dimensions tell near positions apart, slow ones far ones; dimensions that never turn are left out."
+        "Fast dimensions distinguish nearby positions, slow ones distant positions; dimensions that never turn are left out."
     )
 
 
@@ -238,9 +238,9 @@ def facts(name: str) -> dict[str, str]:
         "options": ", ".join(f"{key} = {value}" for key, value in _options(cls).items()) or "none",
         "what it changes": ", ".join(_HOOKS[hook] for hook in hooks) or "nothing",
         "learned numbers": f"{own:,} of {sum(p.numel() for p in built.parameters()):,} ({PRESET})",
-        "all positions shifted alike": "nothing changes" if cls.shift_invariant else "results change",
+        "shift-invariant": "yes" if cls.shift_invariant else "no: results change where all positions are shifted alike",
         f"{2 * SEQ_LEN} tokens after training at {SEQ_LEN}": _longer(name),
-        "with latent attention": "keys need not be made" if cls.absorbs else "keys have to be made",
+        "with latent attention": "keys need not be computed" if cls.absorbs else "keys have to be computed",
     }
 
 

@@ -260,38 +260,90 @@ def first_claim(content: Any) -> str:
 
 
 def gallery(families: Sequence[str] = ()) -> str:
-    """Every encoding by family, with its year and what its docstring says first.
+    """Every encoding by family, with its year, what its docstring says first, and its rank where it was ranked.
 
     Args:
         families: only these; all where none are named.
     """
-    shown = [name for name in ENCODINGS if (BOOK / "encodings" / f"{name}.ipynb").exists()]
-    shown = [name for name in shown if not families or family(name) in families]
-    rows = sorted(shown, key=lambda name: (list(figures.FAMILY_COLOURS).index(family(name)), ENCODINGS[name].year, name))
-    said, before = [], ""
-    for name in rows:
-        if family(name) != before:
-            before = family(name)
-            said.append(f"\n## {_FAMILIES.get(before, before.capitalize())}\n")
-        cls = ENCODINGS[name]
-        said.append(f"- [{cls.title}]({name}.ipynb) ({cls.year}). {encoding_page.words(name)['sentence']}")
-    return "\n".join(said)
+    ranks = ranked_as()
+    said = [ranks.pop("", "")]
+    for of, (title, about) in FAMILIES.items():
+        if (of in families or not families) and members(of):
+            said.append(f"## {title}\n\n{about}\n\n{listed(of, ranks)}")
+    return "\n\n".join(said)
 
 
-_FAMILIES = {
-    "none": "None at all",
-    "absolute": "Absolute: positions in the embeddings",
-    "rotary": "Rotary: queries and keys turn with their position",
-    "bias": "Bias: scores fall with distance",
-    "content": "Content: what is said decides how far it is",
-    "hybrid": "Hybrid: several at once",
-    "window": "Windows, temperatures and sinks: what an encoding is mixed with",
+def family_page(name: str) -> str:
+    """A family's page: what it does to attention, and its members."""
+    title, about = FAMILIES[name]
+    ranks = ranked_as()
+    note = ranks.pop("", "")
+    return "\n\n".join([f"# {title}", about, listed(name, ranks), note, "[All encodings](../encodings/index.ipynb)"])
+
+
+def members(name: str) -> list[str]:
+    """The encodings of a family that have a page, oldest first."""
+    there = [one for one in ENCODINGS if family(one) == name and (BOOK / "encodings" / f"{one}.ipynb").exists()]
+    return sorted(there, key=lambda one: (ENCODINGS[one].year, one))
+
+
+def listed(name: str, ranks: dict[str, str]) -> str:
+    """A family's members, a line each."""
+    return "\n".join(
+        f"- [{ENCODINGS[one].title}](../encodings/{one}.ipynb) ({ENCODINGS[one].year}). "
+        f"{encoding_page.words(one)['sentence']}{ranks.get(one, '')}"
+        for one in members(name)
+    )
+
+
+def ranked_as() -> dict[str, str]:
+    """By encoding, its models' ranks where most models were trained; under "" what the ranks are of."""
+    budgets = ranked()
+    if not budgets:
+        return {}
+    tokens, table = ranking.tokens(ranking.widest(budgets)), judged(budgets)
+    table = table[table.tokens == tokens].sort_values("rank")
+    note = (
+        f"Ranks are by test perplexity after {tokens / 1e6:.1f} M training tokens, 1 being the lowest. A rank does not "
+        "say that two neighbours differ: [the ranking](../experiments/ranking) has the differences and their intervals."
+    )
+    said = {"": note}
+    for name, rows in table.groupby("encoding"):
+        ranks = [f"{row.rank:.0f}" + (f" ({row.label})" if len(rows) > 1 else "") for row in rows.itertuples()]
+        said[str(name)] = f" Rank{'s' * (len(rows) > 1)} {claims.joined(ranks)} of {rows.among.iloc[0]}."
+    return said
+
+
+# A title, and what a family does to attention, in the order of the pages.
+FAMILIES = {
+    "none": ("No encoding", "Nothing tells attention about positions; a model can learn order only from the causal mask."),
+    "absolute": (
+        "Absolute",
+        "A vector for each position is added to the token's embedding before the first layer; attention itself is unchanged.",
+    ),
+    "rotary": (
+        "Rotary",
+        "Queries and keys are rotated by angles that grow with position, so that their score depends on relative position.",
+    ),
+    "bias": (
+        "Relative bias",
+        "A term that depends on the distance between query and key is added to their score before the softmax.",
+    ),
+    "content": (
+        "Content-dependent",
+        "How strongly an earlier token is attended to, or how far away it counts, is computed from the text itself.",
+    ),
+    "hybrid": ("Hybrid", "Several encodings work in one model, each in its own layers and heads."),
+    "window": (
+        "Windows, sinks and temperatures",
+        "These change which keys are seen or how scores are scaled, and usually join an encoding of another family.",
+    ),
 }
 
 
 def family(name: str) -> str:
     """An encoding's family, as far as it is a known one."""
-    return known if (known := ENCODINGS[name].family) in figures.FAMILY_COLOURS else "none"
+    return known if (known := ENCODINGS[name].family) in FAMILIES else "none"
 
 
 def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
@@ -307,8 +359,8 @@ def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
 
 def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
     """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
-    baseline, or where that was not trained in the same setting another model: every pair of the setting's models is corrected
-    for."""
+    baseline, or where that was not trained in the same setting another model (a column names it where there are several): every
+    pair of the setting's models is corrected for."""
     rows = []
     for group in comparison.settings(found):
         groups = comparison.groups(group)
@@ -331,7 +383,11 @@ def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
                     "seeds": len(runs),
                 }
             )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    references = set(table["against"]) - {"–"} if rows else set()
+    if len(references) != 1:
+        return table
+    return table.drop(columns="against").rename(columns={"difference, %": f"% against {references.pop()}"})
 
 
 _READING = """## Read beyond the trained length
@@ -342,7 +398,7 @@ over them; a dash where there are no such positions.
 _ANSWERING = """## Questions with exact answers
 
 Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 % intervals over seeds.
-[Trained on short questions, who answers long ones?](../experiments/tasks) compares all."""
+[Which encodings answer longer questions than they were trained on?](../experiments/tasks) compares all."""
 
 
 def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
@@ -358,11 +414,11 @@ def beyond(name: str, found: Sequence[Record]) -> pd.DataFrame:
             break
     rows = []
     for (label, remark), parts in groups.items():
-        row = {"model": f"{label}, {remark}" if remark else label, "seeds": str(len(parts))}
+        row = {"model": f"{label}, {remark}" if remark else label}
         for length in parts[0]:
             values = [value for bits in parts if (value := bits.get(length)) is not None]
             row[f"at {length:,}"] = tables.interval(stats.over_seeds(values), 3) if values else "–"
-        rows.append(row)
+        rows.append(row | {"seeds": str(len(parts))})
     return pd.DataFrame(rows)
 
 

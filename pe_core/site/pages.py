@@ -1,7 +1,7 @@
 """The site's own pages, made from the records and encodings there are: `python -m pe_core.site.pages`, or `make pages`.
 
-Each notebook in `notebooks/pages` is a page; `encoding.ipynb` is one for every encoding. All run in one kernel, which loads
-torch once: fifty pages take some minutes, most of it for the pictures of the playground.
+Each notebook in `notebooks/pages` is a page; `encoding.ipynb` is one for every encoding, `family.ipynb` one for every family.
+All run in one kernel, which loads torch once: sixty pages take some minutes, most of it for the pictures of the playground.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SINGLE = {
 
 
 def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Path]:
-    """Execute the page notebooks into the book, and take out the pages of encodings that are gone.
+    """Execute the page notebooks into the book, and take out the pages of encodings and families that are gone.
 
     Args:
         names: the encodings whose pages are made; all where none are named. The other pages are always made.
@@ -48,6 +48,8 @@ def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Pa
         if name not in ENCODINGS:
             raise ConfigError(unknown("encoding", name, ENCODINGS))
     jobs = [("encoding", f"encodings/{name}", {"encoding": name}) for name in names or ENCODINGS]
+    families = [name for name in index.FAMILIES if any(index.family(one) == name for one in ENCODINGS)]
+    jobs += [("family", f"families/{name}", {"family": name}) for name in families]
     jobs += [(notebook, page, {}) for notebook, page in _SINGLE.items()]
     kernel = AsyncKernelManager(kernel_name="python3")
     made = []
@@ -66,9 +68,10 @@ def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Pa
     finally:
         if kernel.has_kernel:
             NotebookClient(nbformat.v4.new_notebook(), km=kernel)._cleanup_kernel()
-    for old in (book / "encodings").glob("*.ipynb"):
-        if old.stem not in {*ENCODINGS, "index"}:
-            old.unlink()
+    for folder, kept in (("encodings", {*ENCODINGS, "index"}), ("families", {*families})):
+        for old in (book / folder).glob("*.ipynb"):
+            if old.stem not in kept:
+                old.unlink()
     return made
 
 

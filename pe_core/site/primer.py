@@ -91,15 +91,15 @@ def perplexity(budgets: ranking.Budgets, baseline: str) -> str:
     level = float(np.exp(np.mean([record.metrics["loss"] for record in groups[baseline]])))
     said = (
         f"**Perplexity.** The model with {baseline} has, after {best.tokens / 1e6:.1f} M training tokens, a test perplexity "
-        f"of {level:.1f}: before each token of text it has never seen it is as unsure as one who has to guess among "
-        f"{level:.0f} equally likely tokens, of {groups[baseline][0].experiment.vocabulary:,} there are. Lower is better; "
+        f"of {level:.1f}: on held-out text it is, on average, as uncertain about the next token as if it had to choose among "
+        f"{level:.0f} equally likely tokens of a vocabulary of {groups[baseline][0].experiment.vocabulary:,}. Lower is better; "
         "1 % is little, 10 % is a lot.\n\n"
         f"**Interval.** {best.label} has {claims.as_percent(best)} perplexity against it. The number in front is what these "
-        "runs gave; the brackets hold what it could be with other documents and other random initial weights. "
+        "runs gave; the brackets are the range it could have with other documents and other seeds. "
     )
     if tie.low < 0 < tie.high:
         said += (
-            f"{tie.label} has {claims.as_percent(tie)}: the brackets hold zero, so nobody can tell from these runs which "
+            f"{tie.label} has {claims.as_percent(tie)}: the brackets contain zero, so these runs do not show which "
             "of the two is better, and this site says *no difference found*."
         )
     return said

@@ -1,5 +1,5 @@
 """The site's Sphinx extension: formulas as MathML, which needs no script and no network; what a link to a page shows where it
-is sent; the library's own pages, read from its docstrings."""
+is sent; encodings by family in the sidebar; the library's own pages, read from its docstrings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any
 
 from docutils import nodes
 from math_core import LatexToMathML
+from sphinx_external_toc.api import Document, FileItem, TocTree
 
 import pe_core
-from pe_core.site import downloads, feed
+from pe_core.site import downloads, feed, index
 
 PREVIEW = "_static/preview.png"
 # What no page asks for: maps for those who debug the theme, and fonts in a format that browsers before 2016 needed.
@@ -30,6 +31,7 @@ POLICY = "script-src-attr 'none'; object-src 'none'; base-uri 'none'; form-actio
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx, where `pe_core.site.sphinx` is among the extensions of `_config.yml`."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("config-inited", _by_family, priority=950)  # after the table of contents is read, at 900
     app.connect("html-page-context", _preview)
     app.connect("html-page-context", _feed)
     app.connect("html-page-context", _without_thebe, priority=900)
@@ -39,6 +41,19 @@ def setup(app: Any) -> dict[str, Any]:
     app.connect("autodoc-skip-member", _skipped)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon reads the sections
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _by_family(app: Any, config: Any) -> None:
+    """Each encoding's page below its family's in the sidebar: `_toc.yml` has the pages, the classes know the families. An
+    encoding's address stays what it is, and a new one needs no entry."""
+    pages = config.external_site_map
+    families = [name for name in index.FAMILIES if (index.BOOK / "families" / f"{name}.ipynb").exists()]
+    of = {f"families/{name}": [f"encodings/{one}" for one in index.members(name)] for name in families}
+    for page, below in of.items():
+        pages[page] = Document(page, [TocTree([FileItem(one) for one in below])] if below else [])
+        pages.update({one: Document(one) for one in below})
+    if of:
+        pages["encodings/index"].subtrees = [TocTree([FileItem(page) for page in of])]
 
 
 @cache

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from pybtex import PybtexEngine
 from pybtex.database import parse_file
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 from pe_core import ENCODINGS, comparison, paths, records
 from pe_core.encodings.base import Encoding
@@ -240,8 +242,8 @@ def test_an_encodings_results_are_all_its_runs(found):
     assert list(table.seeds) == [3, 1]
     assert list(index.results("alibi", found).model) == ["ALiBi per head"]
     assert index.results("t5", found).empty
-    assert not set("▼▲") & set("".join(index.results("alibi", found)["difference, %"]))
-    assert index.results("none", found)["difference, %"][0].endswith("▲")
+    assert not set("▼▲") & set("".join(index.results("alibi", found)["% against RoPE 100 %"]))
+    assert index.results("none", found)["% against RoPE 100 %"][0].endswith("▲")
 
 
 def test_the_explorer_holds_every_model(found):
@@ -263,11 +265,26 @@ def test_the_pages_are_current():
     assert "\n\n".join([index.details(index.ranked()), index.caveats(index.ranked())]) in shown, "run `make pages` again"
     pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
     assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
+    families = {path.stem for path in (ROOT / "book/families").glob("*.ipynb")}
+    assert families == {index.family(name) for name in ENCODINGS}, "run `make pages` again"
+    for name in families:
+        page = nbformat.read(ROOT / "book/families" / f"{name}.ipynb", as_version=4)
+        assert index.family_page(name) in [cell.source for cell in page.cells], f"{name}: run `make pages` again"
     for name in ENCODINGS:
         page = nbformat.read(ROOT / "book/encodings" / f"{name}.ipynb", as_version=4)
         shown = [cell.source for cell in page.cells]
         assert encoding_page.heading(name) == shown[2], f"{name}: run `make pages` again"
         assert [encoding_page.code(name), encoding_page.notes(name)] == shown[-2:], f"{name}: run `make pages` again"
+
+
+def test_the_sidebar_has_each_encoding_once_below_its_family():
+    pages = parse_toc_yaml(ROOT / "_toc.yml")
+    sphinx._by_family(None, SimpleNamespace(external_site_map=pages))
+    families = pages["encodings/index"].child_files()
+    assert families == [f"families/{name}" for name in index.FAMILIES]
+    assert pages["encodings/index"].child_globs() == []
+    shown = [(page, family) for family in families for page in pages[family].child_files()]
+    assert sorted(shown) == sorted((f"encodings/{name}", f"families/{index.family(name)}") for name in ENCODINGS)
 
 
 def test_every_encodings_page_has_one_order():
@@ -343,6 +360,7 @@ def test_a_new_file_has_its_page(tmp_path):
     page = nbformat.read(tmp_path / "book/encodings/mine.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in page.cells)
     assert "# Mine\n\nScores fall by the square of the distance." in text
+    assert "[Mine](../encodings/mine.ipynb) (2026)." in (tmp_path / "book/families/bias.ipynb").read_text()
     assert "Paper: unpublished." in text
     assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text

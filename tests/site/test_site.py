@@ -315,6 +315,26 @@ def test_nothing_is_whitened_on_a_dark_page(site, address, browser):
     assert not light, "\n".join(light)
 
 
+def test_no_table_scrolls_sideways_until_its_columns_are_unfolded(site, address, window):
+    page, _ = window
+    wide = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1).length"
+    scrolling, unfolds = [], page.locator("button.unfolds")
+    for file in pages(site):
+        page.goto(f"{address}/{file.relative_to(site)}")
+        scrolling += [str(file.relative_to(site))] * page.eval_on_selector_all(".table-scroll:not(:has(.genindextable))", wide)
+    assert not scrolling
+    page.goto(f"{address}/experiments/ranking.html")
+    if page.viewport_size["width"] == max(WIDTHS):
+        assert not unfolds.count()
+        return
+    commit = page.locator("th", has_text="commit")
+    assert not commit.is_visible()
+    before = unfolds.count()
+    unfolds.filter(has_text="commit").click()
+    assert commit.is_visible()
+    assert unfolds.count() == before - 1
+
+
 def test_tables_sort_by_number(site, address, window):
     page, _ = window
     page.goto(f"{address}/results.html")
@@ -346,14 +366,16 @@ def test_the_column_that_answers_is_seen(address, window, page_name, column):
     assert head["x"] >= box["x"]
 
 
-def test_a_table_that_scrolls_fades_at_its_edge(address, window):
-    page, _ = window
+def test_a_table_that_scrolls_fades_at_its_edge(address, browser):
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
     page.goto(f"{address}/experiments/ranking.html")
+    page.locator("button.unfolds", has_text="commit").click()
     box = page.locator(".table-scroll", has=page.locator("th", has_text="commit")).first
     fades = "box => box.matches('.more') && getComputedStyle(box).maskImage.includes('gradient')"
     assert box.evaluate(fades)
     box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
     page.wait_for_function("box => !box.matches('.more')", arg=box.element_handle())
+    page.close()
 
 
 def test_figures_turn_on_a_dark_page(site, address, browser):

@@ -166,12 +166,12 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
     publish_records(trained, tmp_path)
     published = records.load_all(tmp_path / "book")
     table = index.beyond("rope", published)
-    assert list(table) == ["model", "seeds", "at 16", "at 32", "at 64"]
+    assert list(table) == ["model", "at 16", "at 32", "at 64", "seeds"]
     assert table.model.tolist() == STRETCHED
     assert index.beyond("yarn", published).model.tolist() == [label for label in STRETCHED if label.endswith("YaRN")]
     ends = [measure.last(reading.slid[1], 8) for reading in readings if reading.label == "Learned" and reading.slid]
     shown = index.beyond("learned", published).iloc[0].tolist()
-    assert shown == ["Learned", "1", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–"]
+    assert shown == ["Learned", f"{metrics.bits_per_byte(ends[0]).value:.3f}", "–", "–", "1"]
     assert "Read beyond" in index.reading(table)
     assert index.reading(index.beyond("alibi", published)) == ""
     (published[0].folder / "extrapolation-1-16_32_64.json").write_text("[]")

@@ -1,1 +1,1 @@
-"""Trained on short questions with exact answers, who answers long ones?"""
+"""Which encodings answer longer questions than they were trained on?"""
