@@ -144,7 +144,7 @@ def percent(pairs: Sequence[tuple[HeldOut, HeldOut]]) -> Paired:
 
 
 def frame(found: Groups, baseline: str) -> pd.DataFrame:
-    """One row per group: perplexity over the seeds that all have, its verdict against the baseline (`verdicts`: all pairs), costs.
+    """One row per group: perplexity over the seeds that all have, its verdict against the baseline (`verdicts`), costs.
 
     Columns `percent`, `low`, `high`, `p`, `p_holm` and `detectable` are NaN for the baseline; `differs` is whether `p_holm` is
     below 0.05; `leads` whether a model has the lowest loss, or no difference from the one that has was found.
