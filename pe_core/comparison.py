@@ -181,8 +181,7 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
         )
     against = judged[judged.b == baseline].set_index("a")[_JUDGED[1:]].reindex([row["label"] for row in rows])
     table = pd.concat([pd.DataFrame(rows), against.reset_index(drop=True)], axis=1)
-    leading = best(found, judged)
-    return table.assign(differs=table.verdict.isin(["lower", "higher"]), leads=table.label.isin(leading))
+    return table.assign(differs=table.verdict.isin(["lower", "higher"]), leads=table.label.isin(best(found, judged)))
 
 
 _JUDGED = ["a", "percent", "low", "high", "p", "p_holm", "detectable", "verdict"]

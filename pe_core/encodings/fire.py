@@ -13,8 +13,8 @@ _EPS = 1e-6  # the authors': the first token's normaliser may be log 1
 
 
 class FIRE(PerLayer):
-    """FIRE: a small network computes the bias from the distance, relative to the query's position. Li et al. 2023 (arXiv
-    2310.04418).
+    """FIRE: a small network computes the bias from the distance, relative to the query's position. Li et al. 2023
+    (arXiv 2310.04418).
 
     score(i, j) = q_i · k_j / sqrt(K) + f_h(x),  x = ln(1 + c(i - j)) / ln(1 + c · max(L, i)),
 

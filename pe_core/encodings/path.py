@@ -12,8 +12,8 @@ _AT_ONCE = 64  # keys whose transforms are multiplied out together; half as many
 
 
 class PaTH(PerLayer):
-    """PaTH: keys reach a query through a product of one small transform for each token in between. Yang et al. 2025 (arXiv
-    2505.16381).
+    """PaTH: keys reach a query through a product of one small transform for each token in between. Yang et al. 2025
+    (arXiv 2505.16381).
 
     score(i, j) = q_i · H_i H_(i-1) … H_(j+1) k_j / sqrt(K),  H_t = I - β_t w_t w_tᵀ,
 

@@ -11,8 +11,8 @@ from pe_core.schema import Shape, Strict
 
 
 class TAPA(Encoding):
-    """Token-aware phase attention: query and key determine how their score oscillates with distance. Wang et al. 2025 (arXiv
-    2509.12635).
+    """Token-aware phase attention: query and key determine how their score oscillates with distance. Wang et al. 2025
+    (arXiv 2509.12635).
 
     score(i, j) = q_A · k_A / sqrt(A) · cos(2π (i - j)^alpha · q_P · k_P / sqrt(P)),
 

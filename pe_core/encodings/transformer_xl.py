@@ -8,8 +8,8 @@ from pe_core.schema import Shape
 
 
 class TransformerXL(PerLayer):
-    """Transformer-XL's relative encoding: each query is also scored against the distance, as sinusoids. Dai et al. 2019 (arXiv
-    1901.02860).
+    """Transformer-XL's relative encoding: each query is also scored against the distance, as sinusoids. Dai et al. 2019
+    (arXiv 1901.02860).
 
     score(i, j) = ((q_i + u) · k_j + (q_i + v) · W r_(i-j)) / sqrt(K),
 
