@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from pe_core import LabForCausalLM, encodings, metrics, records, runner
 from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
-from pe_core.report import claims, figures
+from pe_core.report import figures
 from pe_core.site import index
 from pe_core.studies.extrapolation import lengths, measure, report
 from pe_core.studies.extrapolation.measure import Reading
@@ -184,23 +184,19 @@ def test_figures_tables_and_words(readings, trained):
     panels = dict(zip(table.label, table.panel, strict=True))
     everyone = list(dict.fromkeys(table.panel))
     assert "rotary, stretched" in everyone
-    figure = figures.position_panels(measure.curves(readings), styles, panels, [16])
-    figure.canvas.draw()
-    shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
-    assert shown == [panel for panel in everyone if panel in shown]
-    assert len(shown) >= 3
-    for ax in figure.axes:  # no legend over the name of the axis above it
-        legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
-        assert legend.y1 <= name.y0
-    plt.close(figure)
-    paths = measure.paths(readings)
-    figure = report.length_map(paths, 16)
-    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    at_64 = paths[paths.length == 64].set_index("label").percent
-    assert rows == list(at_64.sort_values().index)
-    cells = [text.get_text() for text in figure.axes[0].texts]
-    assert cells[1::2] == [claims.as_number(at_64[label], 0, "+") for label in rows]
-    plt.close(figure)
+    for figure in (
+        report.contexts_figure(measure.paths(readings), styles, "percent"),
+        report.contexts_figure(table[table.measure == "sliding window"], styles),
+        figures.position_panels(measure.curves(readings), styles, panels, [16]),
+    ):
+        figure.canvas.draw()
+        shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
+        assert shown == [panel for panel in everyone if panel in shown]
+        assert len(shown) >= 3
+        for ax in figure.axes:  # no legend over the name of the axis above it
+            legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
+            assert legend.y1 <= name.y0
+        plt.close(figure)
     ranked, changes = measure.ranking(readings), measure.changes(readings)
     html = (
         report.contexts_table(table[table.measure == "last tokens"], bits=True).to_html()
@@ -260,7 +256,7 @@ def test_the_notebook_in_small(library, tmp_path):
     sentences = " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
     assert "No positions beyond 32 tokens: Learned" in sentences
     assert "RoPE 25 %, YaRN" in "".join(outputs(tmp_path / "out.ipynb", "text/html"))
-    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 2
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 4
 
 
 def test_many_ways_to_read_one_model_are_one_map(readings):

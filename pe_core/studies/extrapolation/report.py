@@ -176,6 +176,41 @@ def by_length_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> 
     return figure
 
 
+def contexts_figure(
+    table: pd.DataFrame, styles: dict[str, dict[str, Any]], value: str = "perplexity", title: str = ""
+) -> Figure:
+    """What a model does at other contexts (`measure.frame`, `measure.paths`), one panel for each family.
+
+    Args:
+        value: `perplexity`, drawn without bands, which would show how documents differ, and all models share those; or
+            `percent`, the paired change, with 95 % bands. That is drawn up to 100 %: what is above has broken.
+    """
+    known = table[table[value].notna()]
+    figure, panels = figures.stacked_panels(list(known.drop_duplicates("label").panel))
+    for panel, ax in panels.items():
+        for nth, (label, rows) in enumerate(known[known.panel == panel].groupby("label", sort=False)):
+            ax.plot(
+                rows.length, rows[value], marker=figures.MARKS[nth % len(figures.MARKS)], ms=5, label=label, **styles[label]
+            )
+            if value == "percent":
+                ax.fill_between(rows.length, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
+        for length in table.trained_at.unique():
+            ax.axvline(length, color="0.6", lw=0.8, zorder=0)
+        scale = "log" if value == "perplexity" else "linear"
+        ax.set(title=panel, xlabel="context, tokens", ylabel="", xscale="log", yscale=scale)
+        ax.set_xticks(sorted(table.length.unique()))
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        if value == "perplexity":
+            figures.plain_log(ax)
+        else:
+            ax.axhline(0, color="0.4", lw=1, zorder=0)
+            ax.set_ylim(max(known.low.min(), -50), min(known.high.max(), 100))
+        figures.panel_legend(ax)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
 def way_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and dash of every label in `measure.frame` where few models are read in many ways: a colour each, as their family
     would give all but one colour."""
