@@ -277,8 +277,8 @@ def family_page(name: str) -> str:
     """A family's page: what it does to attention, and its members."""
     title, about = FAMILIES[name]
     ranks = ranked_as()
-    note = ranks.pop("", "")
-    return "\n\n".join([f"# {title}", about, listed(name, ranks), note, "[All encodings](../encodings/index.ipynb)"])
+    note = [said for said in [ranks.pop("", "")] if ranks.keys() & {*members(name)}]
+    return "\n\n".join([f"# {title}", about, listed(name, ranks), *note, "[All encodings](../encodings/index.ipynb)"])
 
 
 def members(name: str) -> list[str]:
