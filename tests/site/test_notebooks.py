@@ -169,6 +169,13 @@ def test_only_the_records_that_pages_show_are_published(tmp_path):
     command = [sys.executable, "-m", "pe_core.site.publish", "records", str(runs), str(tmp_path / "book"), *map(str, pages)]
     subprocess.run(command, check=True)
     assert {record.run for record in records.load_all(tmp_path / "book")} == {ids["rope"], ids["alibi"], ids["kerple"]}
+    (runs / ids["rope"] / "diagnosis-1-20.npz").unlink()  # trained again elsewhere, with the same result or another one
+    publish.records(runs, tmp_path / "book", pages[:1])
+    assert (tmp_path / "book/first" / ids["rope"] / "diagnosis-1-20.npz").exists()
+    shutil.rmtree(runs / ids["rope"])
+    made(runs / ids["rope"], shift=0.1)
+    publish.records(runs, tmp_path / "book", pages[:1])
+    assert not (tmp_path / "book/first" / ids["rope"]).exists()
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
