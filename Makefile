@@ -46,7 +46,7 @@ test: .venv/.dev  ## the tests (a few minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: .venv/.dev  ## those that compile, start kernels or processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --dist loadgroup --ignore=tests/site/test_site.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n auto --dist loadfile --ignore=tests/site/test_site.py
 
 attack: .venv/.dev  ## bad input, write errors, damaged files and kills, all of each (about an hour); `make test` takes a sample
 	PE_ATTACK=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal tests/attack tests/site/test_parameters.py -s

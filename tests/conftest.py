@@ -24,18 +24,6 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-# Files of many tests, each of which makes a model for itself.
-SPREAD = {"test_first_steps.py", "test_encodings_properties.py"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` the tests of a file stay on one core, with what they set up, but for those of `SPREAD`."""
-    for item in items:
-        if item.path.name not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 @pytest.fixture(autouse=True)
 def fresh_compiler(request: pytest.FixtureRequest) -> None:
     """Compiled functions of earlier tests count towards a limit, after which torch refuses to compile one more."""

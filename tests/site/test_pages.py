@@ -364,7 +364,7 @@ def test_a_new_file_has_its_page(tmp_path):
     assert "Paper: unpublished." in text
     assert "No run with `mine` is in [the ranking]" in text
     assert "class Mine(Encoding):" in text
-    assert "[Mine](mine.ipynb)" in (tmp_path / "book/encodings/index.ipynb").read_text()
+    assert "[Mine](../encodings/mine.ipynb)" in (tmp_path / "book/encodings/index.ipynb").read_text()
 
 
 def test_heads_that_are_alike_are_found_by_value():
