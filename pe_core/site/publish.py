@@ -92,7 +92,7 @@ def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
     """Publish what is small of every finished run whose id a notebook's outputs show, one folder a notebook: all records, all
     held-out losses (`records.publish`), and what weights were found to do (`diagnostics`, `tasks`, `extrapolation`) in a folder
     of the run's name. The weights stay. A run that is published there already, and not in `runs`, stays as it is; so does what
-    was found of one that was trained again and came out the same."""
+    was found of one that was trained again, came out the same and was not looked into again."""
     trained = {file.parent.name: file.parent for file in sorted(runs.glob(f"*/{run_records.RECORD}"))}
     for notebook in notebooks:
         shown = set(re.findall(r"[\w-]+-[0-9a-f]{10}(?![\w-])", _texts(notebook)))
@@ -100,8 +100,8 @@ def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
         new = [run_records.load(folder) for run, folder in trained.items() if run in shown]
         published = {record.run: record for record in run_records.load_study(study)}
         old = [record for run, record in published.items() if run in shown - trained.keys()]
-        alike = [record for record in new if record.run in published and record.same_result(published[record.run])]
-        stay = {record.run for record in [*old, *alike]}
+        bare = [record for record in new if record.run in published and not _found(record.folder)]
+        stay = {record.run for record in [*old, *bare] if record.same_result(published[record.run])}
         for folder in study.glob("*-*/"):
             if folder.name not in stay:
                 shutil.rmtree(folder)
