@@ -205,6 +205,7 @@ _NEEDED = {
     "data": ("fingerprint", "windows"),
     "metrics": ("perplexity", "bits_per_byte", "documents"),
     "runtime": ("train_seconds", "tokens_per_second", "peak_memory_mb"),
+    "history": ("epoch", "train_loss", "val_loss", "improved"),
 }
 
 
@@ -235,14 +236,13 @@ def _parsed(text: str, file: Path) -> Record:
     try:
         record = Record(**content)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise RecordError(f"run record '{file}': {first['loc'][0]}: {first['msg']}") from None
+        raise RecordError(f"run record '{file}': {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
     for part, names in _NEEDED.items():
-        if missing := [name for name in names if name not in getattr(record, part)]:
+        entries = record.history if part == "history" else [getattr(record, part)]
+        if missing := [name for name in names for entry in entries if name not in entry]:
             raise RecordError(f"run record '{file}': {part} lacks '{missing[0]}'")
     record._folder = file.parent
-    # Tables join by label. Each is made again from what it stands for, so that runs of before and after a title was changed
-    # still belong together, and none is found under a name that now means another model.
+    # Tables join by label: made again, it says what the settings mean now, whatever a title was when the run was made.
     with suppress(ConfigError):  # the encoding's file is gone, or another checkout's: the name it had
         record.label = record.experiment.label
     return record

@@ -49,7 +49,7 @@ def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Pa
             raise ConfigError(unknown("encoding", name, ENCODINGS))
     jobs = [("encoding", f"encodings/{name}", {"encoding": name}) for name in names or ENCODINGS]
     families = [name for name in index.FAMILIES if any(index.family(one) == name for one in ENCODINGS)]
-    jobs += [("family", f"families/{name}", {"family": name}) for name in families]
+    jobs += [("family", f"families/{name}", {"kind": name}) for name in families]
     jobs += [(notebook, page, {}) for notebook, page in _SINGLE.items()]
     kernel = AsyncKernelManager(kernel_name="python3")
     made = []

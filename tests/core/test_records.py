@@ -88,21 +88,23 @@ def test_any_error_over_the_losses_names_the_run(tmp_path, monkeypatch, kind):
 
 
 def test_a_record_that_cannot_be_read_is_named_and_left_out(tmp_path, capsys):
-    for name in ("a", "cut", "old", "short", "z"):
+    for name in ("a", "cut", "flipped", "old", "short", "z"):
         made(tmp_path / name)
     for name, change in {
         "cut": lambda text: text[:50],
         "old": lambda text: text.replace('"schema_version": 2', '"schema_version": 0'),
         "short": lambda text: text.replace('"perplexity"', '"preplexity"'),
+        "flipped": lambda text: text.replace('"improved"', '"amproved"'),
     }.items():
         file = tmp_path / name / records.RECORD
         file.write_text(change(file.read_text()))
     assert [record.run for record in records.load_all(tmp_path)] == ["a", "z"]
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 3
+    assert len(said) == 4
     assert "cut/record.json' is not JSON" in said[0]
-    assert "old/record.json' has schema version 0" in said[1]
-    assert "short/record.json': metrics lacks 'perplexity'" in said[2]
+    assert "flipped/record.json': history lacks 'improved'" in said[1]
+    assert "old/record.json' has schema version 0" in said[2]
+    assert "short/record.json': metrics lacks 'perplexity'" in said[3]
     assert list(records.frame(runs=tmp_path).run) == ["a", "z"]
 
 

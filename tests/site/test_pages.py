@@ -263,6 +263,8 @@ def test_the_pages_are_current():
     shown = [cell.source for cell in front.cells]
     assert said in shown, "run `make pages` again"
     assert "\n\n".join([index.details(index.ranked()), index.caveats(index.ranked())]) in shown, "run `make pages` again"
+    every = (ROOT / "book/results.ipynb").read_text()
+    assert all(record.run in every for record in index.published()), "run `make pages` again"
     pages = {path.stem for path in (ROOT / "book/encodings").glob("*.ipynb")}
     assert pages == {*ENCODINGS, "index"}, "run `make pages` again"
     families = {path.stem for path in (ROOT / "book/families").glob("*.ipynb")}
@@ -275,6 +277,16 @@ def test_the_pages_are_current():
         shown = [cell.source for cell in page.cells]
         assert encoding_page.heading(name) == shown[2], f"{name}: run `make pages` again"
         assert [encoding_page.code(name), encoding_page.notes(name)] == shown[-2:], f"{name}: run `make pages` again"
+
+
+def test_page_notebooks_share_no_parameter():
+    """They run in one kernel: a value given to one must not be taken for another's."""
+    names = []
+    for path in (ROOT / "notebooks/pages").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        (given,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+        names += [line.split(" = ")[0] for line in given.splitlines()]
+    assert len(names) == len(set(names)), names
 
 
 def test_the_sidebar_has_each_encoding_once_below_its_family():
