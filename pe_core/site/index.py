@@ -265,8 +265,8 @@ def gallery(families: Sequence[str] = ()) -> str:
     Args:
         families: only these; all where none are named.
     """
-    ranks = ranked_as()
-    said = [ranks.pop("", "")]
+    note, ranks = ranked_as()
+    said = [note]
     for of, (title, about) in FAMILIES.items():
         if (of in families or not families) and members(of):
             said.append(f"## {title}\n\n{about}\n\n{listed(of, ranks)}")
@@ -276,9 +276,9 @@ def gallery(families: Sequence[str] = ()) -> str:
 def family_page(name: str) -> str:
     """A family's page: what it does to attention, and its members."""
     title, about = FAMILIES[name]
-    ranks = ranked_as()
-    note = [said for said in [ranks.pop("", "")] if ranks.keys() & {*members(name)}]
-    return "\n\n".join([f"# {title}", about, listed(name, ranks), *note, "[All encodings](../encodings/index.ipynb)"])
+    note, ranks = ranked_as()
+    explained = [note] if ranks.keys() & {*members(name)} else []
+    return "\n\n".join([f"# {title}", about, listed(name, ranks), *explained, "[All encodings](../encodings/index.ipynb)"])
 
 
 def members(name: str) -> list[str]:
@@ -296,22 +296,22 @@ def listed(name: str, ranks: dict[str, str]) -> str:
     )
 
 
-def ranked_as() -> dict[str, str]:
-    """By encoding, its models' ranks where most models were trained; under "" what the ranks are of."""
+def ranked_as() -> tuple[str, dict[str, str]]:
+    """What the ranks are of, and by encoding its models' ranks where most models were trained."""
     budgets = ranked()
     if not budgets:
-        return {}
+        return "", {}
     tokens, table = ranking.tokens(ranking.widest(budgets)), judged(budgets)
     table = table[table.tokens == tokens].sort_values("rank")
     note = (
         f"Ranks are by test perplexity after {tokens / 1e6:.1f} M training tokens, 1 being the lowest. A rank does not "
         "say that two neighbours differ: [the ranking](../experiments/ranking) has the differences and their intervals."
     )
-    said = {"": note}
+    said = {}
     for name, rows in table.groupby("encoding"):
         ranks = [f"{row.rank:.0f}" + (f" ({row.label})" if len(rows) > 1 else "") for row in rows.itertuples()]
         said[str(name)] = f" Rank{'s' * (len(rows) > 1)} {claims.joined(ranks)} of {rows.among.iloc[0]}."
-    return said
+    return note, said
 
 
 # A title, and what a family does to attention, in the order of the pages.

@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -60,6 +61,8 @@ def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Pa
             content = load_notebook_node(str(TEMPLATES / f"{notebook}.ipynb"))
             if parameters:
                 content = parameterize_notebook(content, parameters)
+            # The kernel is every page's, and a notebook looks among the cells that ran for what it was given.
+            NotebookClient(new_notebook(cells=[new_code_cell("In.clear()")]), km=kernel).execute()
             NotebookClient(content, km=kernel, timeout=600).execute()
             _count_again(content)
             nbformat.write(content, target)
@@ -67,7 +70,7 @@ def make(names: Sequence[str] | None = None, book: Path = index.BOOK) -> list[Pa
             made.append(target)
     finally:
         if kernel.has_kernel:
-            NotebookClient(nbformat.v4.new_notebook(), km=kernel)._cleanup_kernel()
+            NotebookClient(new_notebook(), km=kernel)._cleanup_kernel()
     for folder, kept in (("encodings", {*ENCODINGS, "index"}), ("families", {*families})):
         for old in (book / folder).glob("*.ipynb"):
             if old.stem not in kept:
