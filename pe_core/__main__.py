@@ -368,11 +368,10 @@ _LISTS: dict[str, Any] = {"runs": None, "encodings": _encodings, "corpora": _cor
 
 
 def _one(record: Record, as_json: bool) -> Any:
-    from pe_core import records
     from pe_core.report import claims, tables
 
     if as_json:
-        return records.without_nan({"folder": str(record.folder), **record.model_dump()})
+        return files.without_nan({"folder": str(record.folder), **record.model_dump()})
     parts = [claims.learning_curve(record), *(_table(table) for table in (tables.summary([record]), tables.settings(record)))]
     return "\n\n".join([*parts, f"Folder: {record.folder}"])
 

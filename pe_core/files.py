@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,7 @@ _OLD = 3_600.0  # seconds
 
 def write(path: Path, content: Callable[[BinaryIO], Any] | str) -> None:
     """A file, as text or by a function that writes it. It is written beside, flushed to the disk and renamed: what stands at
-    `path` is the old file or the whole new one, also after a power cut.
+    `path` is the old file or the whole new one, also after a power cut. A folder that stands there is renamed.
 
     Raises:
         WriteError: there is no room, no right, or no such folder.
@@ -36,6 +37,8 @@ def write(path: Path, content: Callable[[BinaryIO], Any] | str) -> None:
                     content(file)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.is_dir() and not path.is_symlink():  # no work of ours, so it is kept
+                path.rename(path.with_name(f"{path.name}.folder-{time.time_ns()}"))
             os.replace(temporary, path)
             _sync(path.parent)
         finally:
@@ -92,6 +95,15 @@ def from_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def without_nan(value: Any) -> Any:
+    """NaN and infinity have no place in JSON: an unknown end of an interval is null."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _beside(path: Path) -> Path:

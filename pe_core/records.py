@@ -90,6 +90,11 @@ class Record(pydantic.BaseModel):
         name = self.config["encoding"]
         return encodings.ENCODINGS[name].family if name in encodings.ENCODINGS else "unknown"
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the trained model is there: published runs have what was measured, not that."""
+        return (self._folder / MODEL).exists()
+
     def need_text(self) -> None:
         """Raises RecordError: trained on a task, which a measurement of text cannot use."""
         if self.experiment.task:
@@ -196,7 +201,7 @@ class Record(pydantic.BaseModel):
     def save(self, folder: Path) -> None:
         """Write the record, last of all files and in one step: where it exists, the run is complete."""
         self._folder = folder
-        files.write(folder / RECORD, json.dumps(without_nan(self.model_dump()), indent=1, allow_nan=False) + "\n")
+        files.write(folder / RECORD, json.dumps(files.without_nan(self.model_dump()), indent=1, allow_nan=False) + "\n")
 
 
 # Without these nothing can be said of a run.
@@ -301,7 +306,7 @@ def publish(found: Sequence[Record], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines, arrays = [], {}
     for record in sorted(found, key=lambda record: (record.created, record.run)):
-        lines.append(json.dumps(without_nan(record.model_dump()), allow_nan=False))
+        lines.append(json.dumps(files.without_nan(record.model_dump()), allow_nan=False))
         heldout, fingerprint = record.heldout, record.data["fingerprint"]
         edges = metrics.published_edges(heldout.tokens.shape[1])
         arrays[record.run] = np.add.reduceat(heldout.losses, edges[:-1], axis=1).astype(np.float32)
@@ -354,12 +359,3 @@ def history(records: list[Record]) -> pd.DataFrame:
 
 def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def without_nan(value: Any) -> Any:
-    """NaN and infinity have no place in JSON: an unknown end of an interval is null."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -18,10 +18,19 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from pe_core import process, progress
+from pe_core import hardware, process, progress
 from pe_core.errors import LabError, TrainingError
+from pe_core.records import Record
 
 Result = TypeVar("Result")
+
+
+def for_each_run(measure: Callable[..., Any], trained: Sequence[Record], *arguments: Any) -> None:
+    """`measure(folder, *arguments)` for every run whose weights are there, on a CPU several at once: what it keeps in their
+    folders is then only read. Published runs have it there already."""
+    jobs = {record.run: (record.folder, *arguments) for record in trained if record.has_weights}
+    if hardware.device("auto") == "cpu" and len(jobs) > 1:
+        map_processes(measure, jobs, min(cores(), len(jobs)))
 
 
 def map_processes(function: Callable[..., Result], jobs: dict[str, tuple[Any, ...]], workers: int) -> list[Result]:

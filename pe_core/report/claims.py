@@ -53,7 +53,7 @@ def lowest(table: pd.DataFrame, what: str, trained: list[Record]) -> str:
         return f"Of {len(table)} {what} {lead}; there is no interval for any difference, so nothing can be concluded ({size})."
     tied = [label for label in table[table.leads].label if label != best.label]
     alike = f"{len(tied)} others" if len(tied) > FEW else joined(tied) if tied else ""
-    rest = f"no difference is found between it and {alike}" if tied else "each of the others is found higher"
+    rest = f"no difference is found between it and {alike}" if tied else "all others are significantly higher"
     return f"Of {len(table)} {what} **{lead}**; {rest} ({size})."
 
 
@@ -80,14 +80,14 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
     found = [f"**{best.label} has the lowest perplexity, {best.perplexity:.1f}**{_seeds(best)}{alike}."]
     differing, rest = known[known.differs], known[~known.differs]
     sides = {"better": differing[differing.percent < 0], "worse": differing[differing.percent > 0]}
-    found += [f"Found {word} than {baseline}: {as_list(rows)}." for word, rows in sides.items() if len(rows)]
+    found += [f"Significantly {word} than {baseline}: {as_list(rows)}." for word, rows in sides.items() if len(rows)]
     if len(rest):
         found.append(f"**No difference found** from {baseline}: {as_list(rest)}.")
     found.append(
-        "Percentages are differences in held-out perplexity, paired by seed and document; a difference counts as found where "
-        "p < 0.05 after Holm's correction for every pair of models. Intervals, corrected in the same way, leave out zero where "
-        "one is found. The "
-        f"smallest difference that four of five such comparisons would find is {known.detectable.median():.1f} %."
+        "Percentages are differences in held-out perplexity, paired by seed and document; a difference is called significant "
+        "where p < 0.05 after Holm's correction for every pair of models. Intervals are corrected in the same way and exclude "
+        "zero exactly where a difference is significant. The smallest difference that four of five such comparisons would find "
+        f"is {known.detectable.median():.1f} %."
     )
     if table.seeds.max() == 1:
         found.append("With a single seed the intervals cover the choice of documents only, not variance across seeds.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from pe_core import comparison, metrics, records, stats
+from pe_core import comparison, files, metrics, records, stats
 from pe_core.comparison import Groups
 from pe_core.config import Experiment
 from pe_core.encodings import ENCODINGS
@@ -34,7 +34,7 @@ def place(found: Sequence[Record]) -> str:
         "families": figures.FAMILY_COLOURS,
         "settings": [_setting(group, against) for group in comparison.settings(found)],
     }
-    text = index.script_json(records.without_nan(data))
+    text = index.script_json(files.without_nan(data))
     table = "<p>The explorer needs JavaScript; every number it shows also stands in the tables of the experiments.</p>"
     return f'<div id="explorer">{table}</div>\n<script type="application/json" id="explorer-data">{text}</script>'
 

@@ -16,7 +16,7 @@ from pe_core import records as run_records
 from pe_core.errors import told
 
 # What was found out about a run's weights later, as far as it is small.
-FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "curse-*.json", "note-*.json")
+FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "lengths.npz", "curse-*.json", "note-*.json")
 
 
 def show(notebook: Path) -> None:

@@ -131,7 +131,7 @@ def encodings_panel() -> Any:
 
 def trained(runs_dir: str | None = None) -> dict[str, Record]:
     """Runs whose weights are kept, by what tells them apart. The published records have none: weights are not in git."""
-    found = [record for record in records.load_all(runs_dir) if (record.folder / records.MODEL).exists()]
+    found = [record for record in records.load_all(runs_dir) if record.has_weights]
     return {f"{record.label}, seed {record.config['seed']} ({record.run})": record for record in found}
 
 
@@ -146,7 +146,7 @@ class Reader:
     """
 
     def __init__(self, record: Record) -> None:
-        if not (record.folder / records.MODEL).exists():
+        if not record.has_weights:
             raise RecordError(f"run {record.run}: its weights are not kept, train it again with fresh=True")
         self.tokenizer, self.model = record.tokenizer(), record.model()
         self.model.set_attn_implementation("eager")

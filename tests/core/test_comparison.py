@@ -87,7 +87,7 @@ def test_frame_sentences_tables_and_figures(trained):
     assert table.differs.to_dict() == {"RoPE": False, "NoPE": True, "ALiBi": False}
     assert table.perplexity["NoPE"] == pytest.approx(np.mean([r.metrics["perplexity"]["value"] for r in found["NoPE"]]))
     said = claims.ranking(table, "RoPE")
-    assert "Found worse than RoPE: NoPE +35.0 %" in said
+    assert "Significantly worse than RoPE: NoPE +35.0 %" in said
     assert "**No difference found** from RoPE: ALiBi " in said
     assert "no difference is found between it and RoPE" in said
     assert "Holm's correction for every pair" in said
@@ -185,7 +185,7 @@ def test_one_against_another_and_the_order_elsewhere(trained, tmp_path):
     apart = [made(tmp_path / f"apart-{name}", name, label, shift=shift, noise=0.01) for name, label, shift in models]
     said = claims.lowest(comparison.frame(comparison.groups(apart), "RoPE"), "models", apart)
     assert "**RoPE has the lowest" in said
-    assert "**; each of the others is found higher (" in said
+    assert "**; all others are significantly higher (" in said
     two = {first: found[first], second: found[second]}
     assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
     other = {"a": found[second], "b": found[first]}

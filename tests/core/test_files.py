@@ -76,6 +76,15 @@ def test_what_a_killed_process_left_is_cleared_after_a_while(tmp_path):
     assert mine.exists(), "its process is there, and may be waiting for a network"
 
 
+def test_a_folder_in_the_way_is_renamed(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    (tmp_path / "record.json" / "kept").write_text("somebody's")
+    files.write(tmp_path / "record.json", "{}")
+    assert (tmp_path / "record.json").read_text() == "{}"
+    (aside,) = tmp_path.glob("record.json.folder-*")
+    assert (aside / "kept").read_text() == "somebody's"
+
+
 @pytest.mark.parametrize("what", [trainer.CHECKPOINT, records.LOSSES, records.MODEL, records.RECORD])
 def test_a_run_that_cannot_write_says_so_and_goes_on_later(tmp_path, monkeypatch, library, what):
     """Whichever file the disk has no room for."""

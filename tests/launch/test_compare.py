@@ -38,7 +38,7 @@ def test_compare_says_what_the_verdicts_say(folder, capsys):
     for row in comparison.frame(found, "RoPE 25 %").itertuples():
         (line,) = (line for line in text.splitlines() if line.startswith(f"{row.label}  "))
         assert line.endswith("baseline" if row.label == "RoPE 25 %" else row.verdict)
-    assert "Found worse than RoPE 25 %: NoPE" in text
+    assert "Significantly worse than RoPE 25 %: NoPE" in text
     assert "the note" not in text
 
 

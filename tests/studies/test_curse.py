@@ -523,9 +523,9 @@ def test_the_answer_follows_the_tests():
     assert "4 tests, smallest p = 0.200" in said
     assert "NoPE: the right answer ranks first for 90 % asked the way they were stated, 3 % asked the other way (chance" in said
 
-    assert "little to find" not in said
+    assert "learned few facts" not in said
     few = report.findings(held.assign(first=held["first"] / 10))
-    assert "facts rank first for 9 to 9 % of questions alone" in few
+    assert "facts rank first for 9 to 9 % of questions only" in few
 
     softened = report.findings(results(*cells("NoPE", (9.0, 0.001), (0.1, 0.4)), *cells("RoPE", (8.0, 0.001), (0.4, 0.01))))
     assert "**RoPE softens the reversal curse** (name → description)" in softened

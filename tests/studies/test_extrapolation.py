@@ -4,6 +4,7 @@ import contextlib
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import ROOT, outputs, publish_records, run_notebook, small
@@ -12,7 +13,7 @@ from matplotlib import pyplot as plt
 from pe_core import LabForCausalLM, encodings, metrics, records, runner
 from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
-from pe_core.report import figures
+from pe_core.report import claims, figures
 from pe_core.site import index
 from pe_core.studies.extrapolation import lengths, measure, report
 from pe_core.studies.extrapolation.measure import Reading
@@ -179,24 +180,52 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
         measure.recorded(published[0])
 
 
+def test_a_page_is_made_again_from_what_is_published(readings, trained, tmp_path, monkeypatch):
+    publish_records(trained, tmp_path)
+    published = records.load_study(tmp_path / "book" / "page")
+    assert not any(record.has_weights for record in published)
+    monkeypatch.setattr(measure.lengths, "_losses", None)
+    again = measure.measure(sorted(published, key=lambda record: [record.run for record in trained].index(record.run)), AT)
+    for made in (measure.frame, measure.ranking, measure.changes, measure.paths):
+        pd.testing.assert_frame_equal(made(again), made(readings), rtol=2e-3, atol=1e-4)
+    curves, before = measure.curves(again), measure.curves(readings)
+    assert list(curves) == list(before)
+    for label, curve in curves.items():
+        pd.testing.assert_frame_equal(curve, before[label], rtol=1e-4)
+
+
+def test_what_is_not_published_needs_the_weights(trained, tmp_path):
+    publish_records(trained, tmp_path)
+    (record, *_) = records.load_study(tmp_path / "book" / "page")
+    with pytest.raises(RecordError, match=rf"run {record.run}: no weights in '.*'; train it again to read other lengths"):
+        measure.lengths.sliding(record, 16, 128)
+    (record.folder / "lengths.npz").write_bytes(b"nothing")
+    with pytest.raises(RecordError, match=r"'lengths.npz' cannot be read .*delete it to measure again"):
+        measure.lengths.sliding(record, 16, 64)
+
+
 def test_figures_tables_and_words(readings, trained):
     table, styles = measure.frame(readings), figures.styles(measure.frame(readings))
     panels = dict(zip(table.label, table.panel, strict=True))
     everyone = list(dict.fromkeys(table.panel))
     assert "rotary, stretched" in everyone
-    for figure in (
-        report.contexts_figure(measure.paths(readings), styles, "percent"),
-        report.contexts_figure(table[table.measure == "sliding window"], styles),
-        figures.position_panels(measure.curves(readings), styles, panels, [16]),
-    ):
-        figure.canvas.draw()
-        shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
-        assert shown == [panel for panel in everyone if panel in shown]
-        assert len(shown) >= 3
-        for ax in figure.axes:  # no legend over the name of the axis above it
-            legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
-            assert legend.y1 <= name.y0
-        plt.close(figure)
+    figure = figures.position_panels(measure.curves(readings), styles, panels, [16])
+    figure.canvas.draw()
+    shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
+    assert shown == [panel for panel in everyone if panel in shown]
+    assert len(shown) >= 3
+    for ax in figure.axes:  # no legend over the name of the axis above it
+        legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
+        assert legend.y1 <= name.y0
+    plt.close(figure)
+    paths = measure.paths(readings)
+    figure = report.length_map(paths, 16)
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    at_64 = paths[paths.length == 64].set_index("label").percent
+    assert rows == list(at_64.sort_values().index)
+    cells = [text.get_text() for text in figure.axes[0].texts]
+    assert cells[1::2] == [claims.as_number(at_64[label], 0, "+") for label in rows]
+    plt.close(figure)
     ranked, changes = measure.ranking(readings), measure.changes(readings)
     html = (
         report.contexts_table(table[table.measure == "last tokens"], bits=True).to_html()
@@ -256,7 +285,7 @@ def test_the_notebook_in_small(library, tmp_path):
     sentences = " ".join(outputs(tmp_path / "out.ipynb", "text/markdown"))
     assert "No positions beyond 32 tokens: Learned" in sentences
     assert "RoPE 25 %, YaRN" in "".join(outputs(tmp_path / "out.ipynb", "text/html"))
-    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 4
+    assert len(outputs(tmp_path / "out.ipynb", "image/svg+xml")) == 2
 
 
 def test_many_ways_to_read_one_model_are_one_map(readings):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import small
+from helpers import publish_records, small
 from matplotlib import pyplot as plt
 
-from pe_core import runner
+from pe_core import records, runner
 from pe_core.errors import ConfigError
 from pe_core.studies.extrapolation import lengths, report
 
@@ -108,6 +108,18 @@ def test_context_use_is_the_cost_of_seeing_less(trained):
     assert table.bytes[1] == 2 * table.bytes[0] > 4
     assert set(table.source) == {"all"}
     assert set(table.seeds) == {2}
+
+
+def test_context_use_is_read_from_what_is_published(trained, tmp_path, monkeypatch):
+    before = lengths.context_use(lengths.by_setting(trained[:2]), [4, 8], windows=5)
+    publish_records(trained[:2], tmp_path)
+    monkeypatch.setattr(lengths, "_losses", None)
+    monkeypatch.setenv("PE_RUNS", str(trained[0].folder.parent))  # whose cache holds the text
+    published = records.load_study(tmp_path / "book" / "page")
+    again = lengths.context_use(lengths.by_setting(published), [4, 8], windows=5)
+    pd.testing.assert_frame_equal(again, before, rtol=1e-3)
+    assert not (tmp_path / "book" / ".cache").exists()
+    assert not (tmp_path / "book" / "page" / ".cache").exists()
 
 
 def test_sources_are_told_apart_by_document(trained, monkeypatch):

@@ -104,8 +104,8 @@ def test_of_many_models_a_sentence_names_the_largest_differences():
     )
     said = claims.ranking(table, "RoPE").split("\n\n")
     assert said[1] == (
-        "Found better than RoPE: a −9.0 % [−10.0, −1.0]; b −8.0 % [−10.0, −1.0]; c −7.0 % [−10.0, −1.0]; 4 more."
+        "Significantly better than RoPE: a −9.0 % [−10.0, −1.0]; b −8.0 % [−10.0, −1.0]; c −7.0 % [−10.0, −1.0]; 4 more."
     )
-    assert said[2].startswith("Found worse than RoPE: h +2.0 % [")
+    assert said[2].startswith("Significantly worse than RoPE: h +2.0 % [")
     said = claims.ranking(table.assign(differs=False), "RoPE").split("\n\n")
     assert said[1] == "**No difference found** from RoPE: a; b; c; d; e; f; g; h."

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from transformers import Cache, DynamicCache
 
-from pe_core import encodings, records
+from pe_core import encodings
 from pe_core.model import LabForCausalLM
 from pe_core.model_config import LabConfig
 from pe_core.records import Record
@@ -69,7 +69,7 @@ def table(trained: Sequence[Record], contexts: Sequence[int] = CONTEXTS) -> pd.D
 def model_of(record: Record) -> Any:
     """The run's model; where its weights are elsewhere, as a published run's, one of its shape with initial values: neither the
     cache nor any time depends on them."""
-    if (record.folder / records.MODEL).exists():
+    if record.has_weights:
         return record.model()
     return LabForCausalLM(LabConfig.of(record.experiment, 0)).initialise(record.experiment.seed).eval()
 

@@ -84,7 +84,7 @@ def diagnose(record: Record, windows: int = WINDOWS) -> Diagnosis:
                 return Diagnosis(**arrays)
         except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
             raise record.unreadable(file.name, error, "cannot be read") from None
-    if not (record.folder / records.MODEL).exists():
+    if not record.has_weights:
         raise RecordError(f"run {record.run}: its weights are not in '{record.folder}'; train it again to look inside")
     record.need_text()
     held = data.prepare(record.experiment, record.folder.parent / ".cache")
@@ -108,9 +108,7 @@ def _file(record: Record, windows: int) -> Path:
 
 def diagnose_all(trained: Sequence[Record], windows: int = WINDOWS) -> list[Diagnosis]:
     """`diagnose` for each record, on a CPU several at once."""
-    if hardware.device("auto") == "cpu" and len(trained) > 1:
-        jobs = {record.run: (record.folder, windows) for record in trained}
-        processes.map_processes(_diagnose_folder, jobs, min(processes.cores(), len(jobs)))
+    processes.for_each_run(_diagnose_folder, trained, windows)
     return [diagnose(record, windows) for record in trained]
 
 

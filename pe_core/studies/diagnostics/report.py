@@ -17,9 +17,9 @@ from pe_core.stats import Estimate
 
 def knows_position(table: pd.DataFrame) -> str:
     """Where position can be read off (`measure.probes`): models by what becomes of it from the embeddings on."""
-    worked_out, told = "**Work out positions that their embeddings lack**", "Were told positions and keep them"
+    worked_out, told = "**Infer positions, which their embeddings lack**", "Keep the positions that their embeddings hold"
     no_more, unknown = (
-        "No layer is found that knows more of position than the embeddings",
+        "No layer encodes position better than the embeddings do",
         "No interval, so nothing can be concluded",
     )
     said: dict[str, list[str]] = {worked_out: [], told: [], no_more: [], unknown: []}
@@ -52,7 +52,7 @@ def uses_order(table: pd.DataFrame) -> str:
         parts = [f"{way} for {'; '.join(map(_rise, part.itertuples()))}." for way, part in ways.items() if len(part)]
         before = f"All but the nearest {kept} tokens" if kept else "All earlier tokens"
         said.append(f"{before} shuffled. {' '.join(parts)}")
-    said.append("In nats, with 95 % intervals over seeds and documents; found where p < 0.05 after Holm's correction.")
+    said.append("In nats, with 95 % intervals over seeds and documents; significant where p < 0.05 after Holm's correction.")
     return "\n\n".join(said)
 
 

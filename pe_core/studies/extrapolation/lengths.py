@@ -7,23 +7,23 @@ the same documents and differences can be paired.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pe_core import comparison, data, hardware, metrics, progress, records, stats
+from pe_core import comparison, data, encodings, files, hardware, metrics, paths, progress, records, stats
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, Tokens
-from pe_core.errors import ConfigError
+from pe_core.errors import ConfigError, RecordError
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
 WINDOWS = 64  # of the longest length
+PACKED = "lengths.npz"  # of a run: what `pack` wrote
 _SCORES = 2**22  # scores held at once, for each head: one window of 2,048 tokens, four of 1,024
 
 
@@ -41,15 +41,14 @@ def heldout(
     """
     if longest % length:
         raise ConfigError(f"length={length}: a divisor of longest={longest} is needed")
-    file = _file("heldout", record, length, longest, windows, encoding, options)
-    if not file.exists():
-        held = text(record, longest, windows)
+
+    def measure(held: Data) -> HeldOut:
         starts = range(0, longest, length)
         tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
         documents = np.concatenate([held.test_documents[:, start : start + length] for start in starts])
-        losses = _losses(record, tokens, encoding, options)
-        HeldOut.of(losses, documents, held.token_bytes[tokens[:, 1:]]).save(file)
-    return _read(record, file)
+        return HeldOut.of(_losses(record, tokens, encoding, options), documents, held.token_bytes[tokens[:, 1:]])
+
+    return _once(measure, "heldout", record, length, longest, windows, encoding, options)
 
 
 def sliding(
@@ -67,29 +66,96 @@ def sliding(
     """
     if longest % length or length % 2:
         raise ConfigError(f"length={length}: an even divisor of longest={longest} is needed")
-    file = _file("sliding", record, length, longest, windows, encoding, options)
-    if not file.exists():
-        held = text(record, longest, windows)
-        half, N = length // 2, longest
+    half, N = length // 2, longest
+
+    def measure(held: Data) -> HeldOut:
         starts = range((N - length) // 2, N - length + 1, half)
         tokens = np.concatenate([held.test[:, start : start + length + 1] for start in starts])
         losses = _losses(record, tokens, encoding, options)[:, half:]
         # Pieces stood one below the other; here the scored halves of a window stand side by side again.
         losses_MT = np.concatenate(np.split(losses, len(starts)), axis=1)
-        HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]]).save(file)
-    return _read(record, file)
+        return HeldOut.of(losses_MT, held.test_documents[:, N // 2 :], held.token_bytes[held.test[:, N // 2 + 1 :]])
+
+    return _once(measure, "sliding", record, length, longest, windows, encoding, options)
 
 
-def _read(record: Record, file: Path) -> HeldOut:
+def _once(
+    measure: Callable[[Data], HeldOut],
+    kind: str,
+    record: Record,
+    length: int,
+    longest: int,
+    windows: int,
+    encoding: str | None,
+    options: Any,
+) -> HeldOut:
+    """What was measured before, read from the run's folder or, of a published run, from what `pack` wrote; else measured."""
+    _need_positions(record, length, encoding, options)
+    name = f"{kind}-{length}-of-{longest}x{windows}"
+    if encoding is not None:
+        name += f"-{encoding}-{Experiment(encoding=encoding, options=options or {}).digest('')}"
+    file, packed = record.folder / f"{name}.npz", record.folder / PACKED
+    if not file.exists() and packed.exists():
+        try:
+            with np.load(packed) as arrays:
+                if name in arrays:
+                    return _unpacked(arrays, name)
+        except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
+            raise record.unreadable(packed.name, error, "cannot be read") from None
+    if not file.exists():
+        if not record.has_weights:
+            raise RecordError(f"run {record.run}: no weights in '{record.folder}'; train it again to read other lengths")
+        measure(text(record, longest, windows)).save(file)
     try:
         return HeldOut.load(file)
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
+    except Exception as error:
         raise record.unreadable(file.name, error, "cannot be read") from None
 
 
-def _file(kind: str, record: Record, length: int, longest: int, windows: int, encoding: str | None, options: Any) -> Path:
-    swapped = "" if encoding is None else f"-{encoding}-{Experiment(encoding=encoding, options=options or {}).digest('')}"
-    return record.folder / f"{kind}-{length}-of-{longest}x{windows}{swapped}.npz"
+def _need_positions(record: Record, length: int, encoding: str | None, options: Any) -> None:
+    """Raises ConfigError: the encoding the model has, or is read with, ends before so many tokens."""
+    name, given = (record.config["encoding"], record.config["options"]) if encoding is None else (encoding, options or {})
+    most = encodings.build(name, given, record.experiment.shape).longest_text
+    if most is not None and length > most:
+        raise ConfigError(f"the encoding has positions for {most} tokens, not for {length}")
+
+
+def pack(record: Record) -> None:
+    """Keep all that `heldout` and `sliding` measured of a run in one small file, which is published: losses, tokens and bytes
+    by document, added up over ranges of positions.
+
+    Sums over whole windows stay exact, and over the last 1, 2, 4, … 64 tokens of `sliding`; of `heldout` at the longest length
+    also those over the ranges of `metrics.position_curve`. Within a range all stands at its first position.
+    """
+    arrays: dict[str, Any] = {}
+    for file in sorted([*record.folder.glob("heldout-*-of-*.npz"), *record.folder.glob("sliding-*-of-*.npz")]):
+        kind, length, _, longest = file.stem.split("x")[0].split("-")
+        found = HeldOut.load(file)
+        T = found.tokens.shape[1]
+        starts = [0, *(T - 2**k for k in range(6, -1, -1) if 2**k < T)]
+        if kind == "heldout":
+            starts = metrics.published_edges(T)[:-1].tolist() if length == longest else [0]
+        sums = [np.add.reduceat(array, starts, axis=1) for array in found]
+        arrays[file.stem] = sums[0].astype(np.float32)
+        shared = _shared(file.stem)  # tokens and bytes are those of the text, whatever read it
+        arrays |= {f"{shared} starts": np.array([*starts, T], np.uint32)}
+        arrays |= {f"{shared} tokens": sums[1].astype(np.uint32), f"{shared} bytes": sums[2].astype(np.uint32)}
+    if arrays:
+        files.write(record.folder / PACKED, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+
+
+def _shared(name: str) -> str:
+    return "-".join(name.split("-")[:4])
+
+
+def _unpacked(arrays: Any, name: str) -> HeldOut:
+    *starts, T = arrays[f"{_shared(name)} starts"].tolist()
+    sizes = (arrays[f"{_shared(name)} {part}"].astype(np.int64) for part in ("tokens", "bytes"))
+    sums = [arrays[name].astype(np.float64), *sizes]
+    whole = [np.zeros((len(part), T), part.dtype) for part in sums]
+    for spread, part in zip(whole, sums, strict=True):
+        spread[:, starts] = part
+    return HeldOut(*whole)
 
 
 def text(record: Record, longest: int, windows: int) -> Data:
@@ -100,9 +166,15 @@ def text(record: Record, longest: int, windows: int) -> Data:
             f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see studies.task_accuracy"
         )
     wanted = record.experiment.model_copy(update={"seq_len": longest, "draw_len": None, "samples": 10 * windows})
-    held = data.prepare(wanted, record.folder.parent / ".cache")
+    held = _prepared(wanted, record)
     chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
     return replace(held, test=held.test[chosen], test_documents=held.test_documents[chosen])
+
+
+def _prepared(experiment: Experiment, record: Record) -> Data:
+    """Its text, prepared beside the runs; of a published run, where runs are trained."""
+    published = (record.folder.parent / records.RECORDS).exists()
+    return data.prepare(experiment, paths.cache() if published else record.folder.parent / ".cache")
 
 
 def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
@@ -186,6 +258,8 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
                 value, low, high = comparison.percent([(_rows(a, part), _rows(b, part)) for a, b in pairs]).estimate
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
+        for record in group:
+            pack(record)
     return pd.DataFrame(rows)
 
 
@@ -196,7 +270,7 @@ def _rows(heldout: HeldOut, part: slice) -> HeldOut:
 def _sources(record: Record, windows: int) -> dict[str, slice]:
     """Which rows of `sliding` belong to each source of a mixture, as `comparison.sources` says of a run's own losses."""
     T = record.experiment.seq_len
-    measured = np.unique(data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
+    measured = np.unique(_prepared(record.experiment, record).test_documents)
     present = np.unique(text(record, T, windows).test_documents[:, T // 2 :])
     found = {}
     for name, part in comparison.sources(record).items():

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pe_core import comparison, encodings, hardware, metrics, progress, records, stats
+from pe_core import comparison, encodings, metrics, progress, records, stats
 from pe_core.errors import ConfigError
 from pe_core.launch import processes
 from pe_core.metrics import HeldOut
@@ -71,12 +71,10 @@ def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = No
     for length in at:
         if at[-1] % length or length % 2:
             raise ConfigError(f"length={length}: an even divisor of longest={at[-1]} is needed")
-    if hardware.device("auto") == "cpu" and len(trained) > 1:
-        lengths.text(
-            trained[0], at[-1], count or windows(trained[0], at[-1])
-        )  # before several processes would build it at once
-        jobs = {record.run: (record.folder, at, count) for record in trained}
-        processes.map_processes(_measure_folder, jobs, min(processes.cores(), len(jobs)))
+    here = [record for record in trained if record.has_weights]  # published runs have their readings
+    if here:
+        lengths.text(here[0], at[-1], count or windows(here[0], at[-1]))  # before several processes would build it at once
+    processes.for_each_run(_measure_folder, here, at, count)
     found: dict[tuple[str, int], Reading] = {}
     said: set[str] = set()
     for record in progress.bar(trained, "Other lengths", unit=" runs"):
@@ -91,8 +89,9 @@ def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = No
                     said.add(label)
                 else:
                     reading.cut[record.config["seed"]], reading.slid[record.config["seed"]] = losses
-    for record in trained:
+    for record in here:
         _keep(record, list(found.values()))
+        lengths.pack(record)
     return list(found.values())
 
 

@@ -19,7 +19,7 @@ from pe_core.stats import Estimate, Paired
 
 
 def gains(found: dict[str, Paired], against: str) -> str:
-    """Whom longer windows help (`lengths.gains`), one sentence each; found where the corrected p is below 0.05."""
+    """Which models longer windows help (`lengths.gains`), one sentence each; significant where the corrected p < 0.05."""
     return "\n\n".join(f"{name}: {_gain(gain, against)}" for name, gain in found.items())
 
 
@@ -78,8 +78,8 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
     found.append(
         "Percentages are differences in perplexity of the last tokens of each window with 95 % intervals, paired by seed and "
         f"document: first between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. "
-        "They count as found where p < 0.05 after Holm's correction, the first over all pairs of models. Half of the intervals "
-        f"reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
+        "They are significant where p < 0.05 after Holm's correction, the first over all pairs of models. Half of all "
+        f"intervals reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
     )
     return "\n\n".join(found)
 
@@ -173,41 +173,6 @@ def by_length_figure(table: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> 
         ax.xaxis.set_minor_formatter(NullFormatter())
         figures.plain_log(ax)
     figures.figure_legend(figure, axes[0, 0].get_legend_handles_labels()[0])
-    return figure
-
-
-def contexts_figure(
-    table: pd.DataFrame, styles: dict[str, dict[str, Any]], value: str = "perplexity", title: str = ""
-) -> Figure:
-    """What a model does at other contexts (`measure.frame`, `measure.paths`), one panel for each family.
-
-    Args:
-        value: `perplexity`, drawn without bands, which would show how documents differ, and all models share those; or
-            `percent`, the paired change, with 95 % bands. That is drawn up to 100 %: what is above has broken.
-    """
-    known = table[table[value].notna()]
-    figure, panels = figures.stacked_panels(list(known.drop_duplicates("label").panel))
-    for panel, ax in panels.items():
-        for nth, (label, rows) in enumerate(known[known.panel == panel].groupby("label", sort=False)):
-            ax.plot(
-                rows.length, rows[value], marker=figures.MARKS[nth % len(figures.MARKS)], ms=5, label=label, **styles[label]
-            )
-            if value == "percent":
-                ax.fill_between(rows.length, rows.low, rows.high, color=styles[label]["color"], alpha=0.12, lw=0)
-        for length in table.trained_at.unique():
-            ax.axvline(length, color="0.6", lw=0.8, zorder=0)
-        scale = "log" if value == "perplexity" else "linear"
-        ax.set(title=panel, xlabel="context, tokens", ylabel="", xscale="log", yscale=scale)
-        ax.set_xticks(sorted(table.length.unique()))
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        if value == "perplexity":
-            figures.plain_log(ax)
-        else:
-            ax.axhline(0, color="0.4", lw=1, zorder=0)
-            ax.set_ylim(max(known.low.min(), -50), min(known.high.max(), 100))
-        figures.panel_legend(ax)
-    figure.suptitle(title, x=0.01, ha="left")
     return figure
 
 

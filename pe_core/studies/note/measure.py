@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pe_core import hardware, progress, records
+from pe_core import files, hardware, progress
 from pe_core.data.facts import NOTE_FACTS
 from pe_core.model import LabForCausalLM
 from pe_core.records import Record
@@ -79,6 +79,6 @@ def reversal(record: Record) -> dict[str, Any]:
     if found is None:
         with progress.quiet_transformers():
             model = record.model().to(hardware.device("auto"))
-        found = records.without_nan(note_numbers(model, record.tokenizer(), record.config["seq_len"]))
+        found = files.without_nan(note_numbers(model, record.tokenizer(), record.config["seq_len"]))
         record.keep(_FILE, found)
     return found

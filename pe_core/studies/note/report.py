@@ -205,7 +205,7 @@ def _ratio(record: Record) -> str:
     if claims.excludes(ratio, 1):
         found = f"the {'forward' if ratio.value > 1 else 'backward'} sentences are the more surprising ones"
     else:
-        found = "the interval contains 1, so neither direction is found to be harder"
+        found = "the interval contains 1, so neither direction is significantly harder"
     return (
         f"{record.label}: over {numbers['facts']} facts the ratio is {ratio.value:.2f} "
         f"(95 % interval {claims.as_range(ratio, digits=2)}): {found}."

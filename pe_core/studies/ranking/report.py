@@ -1,4 +1,4 @@
-"""The ranking study in sentences, tables and figures. What counts as found is `comparison.verdicts`' to say."""
+"""The ranking study in sentences, tables and figures. What is significant `comparison.verdicts` says."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _leader(row: Any) -> str:
     size = f"{row.models} models of {_tokens(row.parameters)} parameters, {row.seeds} seeds"
     scale = f"After {_tokens(row.tokens)} training tokens ({size})"
     if not row.tied:
-        return f"{scale}, {row.best} has the lowest test perplexity: each of the others is found higher."
+        return f"{scale}, {row.best} has the lowest test perplexity: all others are significantly higher."
     alike = claims.joined(list(row.tied)) if len(row.tied) <= claims.FEW else f"{len(row.tied)} others"
     return f"{scale}, {row.best} has the lowest test perplexity, and no difference is found between it and {alike}."
 
@@ -96,7 +96,7 @@ def moves(table: pd.DataFrame, baseline: str) -> str:
     if table.change_verdict.eq("").all() or not (table[table.tokens == last].change_verdict != "").any():
         return ""
     if rows.empty:
-        return f"Between {_tokens(first)} and {_tokens(last)} tokens no change of any difference from {baseline} is found."
+        return f"Between {_tokens(first)} and {_tokens(last)} tokens no difference from {baseline} changes significantly."
     before = table[table.tokens == first].set_index("label").percent
     parts = [
         f"{row.label}'s goes from {claims.as_number(before[row.label], 1, '+')} % to {claims.as_number(row.percent, 1, '+')} %"
@@ -113,9 +113,9 @@ def reach(led: pd.DataFrame) -> str:
     """The smallest difference each budget's comparison could find."""
     at = ", ".join(f"{row.detectable:.1f} % at {_tokens(row.tokens)} tokens" for row in led.itertuples())
     return (
-        "A difference counts as found where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
-        "variance is pooled over models; brackets are intervals corrected in the same way, which leave out zero exactly where "
-        "a difference is found. The smallest "
+        "A difference is called significant where p < 0.05 after Holm's correction for every pair of models of a budget. Seed "
+        "variance is pooled over models; brackets are intervals corrected in the same way, which exclude zero exactly where "
+        "a difference is significant. The smallest "
         f"difference that four of five such comparisons would find, as a median over pairs, is {at}. Each model's learning "
         "rate is chosen at each budget anew, on validation text."
     )
@@ -130,7 +130,7 @@ def sources(table: pd.DataFrame, baseline: str) -> str:
             each = [f"{claims.as_percent(row)} on {row.source}" for row in rows.itertuples()]
             parts.append(f"{label} ({'; '.join(each)})")
     if not parts:
-        return f"No model is found better than {baseline} on one kind of text and worse on another."
+        return f"No model is significantly better than {baseline} on one kind of text and worse on another."
     return f"**Better than {baseline} on one kind of text, worse on another**: {'; '.join(parts)}."
 
 

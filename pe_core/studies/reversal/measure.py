@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
-from pe_core import hardware, progress, records
+from pe_core import files, hardware, progress, records
 from pe_core.attention import Positions
 from pe_core.data import facts as fact_sentences
 from pe_core.data.facts import Question
@@ -87,20 +88,18 @@ def evaluate(record: Record, facts: str | None = None) -> dict[str, Any]:
         {"direction": direction, "stated": stated, "phrasing": phrasing, **_cell(model, record.tokenizer(), questions)}
         for (direction, stated, phrasing), questions in progress.bar(cells.items(), f"{record.label}, facts", unit=" cells")
     ]
-    found: dict[str, Any] = records.without_nan({"facts": asked.name, "cells": measured})
+    found: dict[str, Any] = files.without_nan({"facts": asked.name, "cells": measured})
     record.keep(name, found)
     return found
 
 
 def evaluate_all(trained: Sequence[Record]) -> list[dict[str, Any]]:
     """`evaluate` for each record, on a CPU several at once."""
-    if hardware.device("auto") == "cpu" and len(trained) > 1:
-        jobs = {record.run: (str(record.folder),) for record in trained}
-        processes.map_processes(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
+    processes.for_each_run(_evaluate_folder, trained)
     return [evaluate(record) for record in trained]
 
 
-def _evaluate_folder(folder: str) -> None:
+def _evaluate_folder(folder: Path) -> None:
     evaluate(records.load(folder))
 
 

@@ -51,8 +51,8 @@ def _little(stated: pd.DataFrame) -> str:
     if shares.max() >= 50:
         return ""
     return (
-        f" But there is little to find: even asked the way they were stated, facts rank first for {shares.min():.0f} to "
-        f"{shares.max():.0f} % of questions alone (chance {chance:.0f} %). Whether the curse holds for models that have "
+        f" But the models learned few facts: even asked the way they were stated, facts rank first for {shares.min():.0f} to "
+        f"{shares.max():.0f} % of questions only (chance {chance:.0f} %). Whether the curse holds for models that have "
         "learned their facts, this cannot show."
     )
 

@@ -151,9 +151,7 @@ def evaluate_all(
     trained: Sequence[Record], factors: Sequence[float] = FACTORS, count: int = COUNT
 ) -> list[list[dict[str, Any]]]:
     """`evaluate` for each record, on a CPU several at once."""
-    if hardware.device("auto") == "cpu" and len(trained) > 1:
-        jobs = {record.run: (record.folder, tuple(factors), count) for record in trained}
-        processes.map_processes(_evaluate_folder, jobs, min(processes.cores(), len(jobs)))
+    processes.for_each_run(_evaluate_folder, trained, tuple(factors), count)
     return [evaluate(record, factors, count) for record in trained]
 
 
