@@ -121,7 +121,7 @@ def holm(p_values: list[float] | Floats) -> Floats:
 
 def tested_among(p_values: list[float] | Floats) -> Floats:
     """Among how many comparisons Holm's procedure tests each at 5 %: m - k + 1 for the k-th smallest p-value, and for all after
-    the first that is not found, as many as for that one. Intervals for so many leave out zero where a difference is found."""
+    the first that is not significant, as many as for that one. Intervals for so many exclude zero where a difference is."""
     p = np.asarray(p_values, np.float64)
     return np.asarray(np.sum(~np.isnan(p)) - np.minimum(np.argsort(np.argsort(p)), np.sum(holm(p) < 0.05)), np.float64)
 

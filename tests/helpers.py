@@ -170,5 +170,6 @@ def printed(path):
 def publish_records(trained, folder):
     """The records of these runs under `book` in that folder, as of runs that a page shows."""
     shown = new_output("stream", text=" ".join(record.run for record in trained))
-    nbformat.write(new_notebook(cells=[new_code_cell(outputs=[shown])]), folder / "page.ipynb")
+    cell = new_code_cell("from pe_core.studies.extrapolation import measure", outputs=[shown])
+    nbformat.write(new_notebook(cells=[cell]), folder / "page.ipynb")
     publish.records(trained[0].folder.parent, folder / "book", [folder / "page.ipynb"])

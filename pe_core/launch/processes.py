@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 
 
 def for_each_run(measure: Callable[..., Any], trained: Sequence[Record], *arguments: Any) -> None:
-    """`measure(folder, *arguments)` for every run whose weights are there, on a CPU several at once: what it keeps in their
-    folders is then only read. Published runs have it there already."""
+    """On a CPU `measure(folder, *arguments)` for the runs whose weights are there, if several, in a process each: what it keeps
+    in their folders is then only read. Elsewhere nothing: the caller, who reads it, measures what is not there."""
     jobs = {record.run: (record.folder, *arguments) for record in trained if record.has_weights}
     if hardware.device("auto") == "cpu" and len(jobs) > 1:
         map_processes(measure, jobs, min(cores(), len(jobs)))

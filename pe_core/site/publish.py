@@ -16,7 +16,9 @@ from pe_core import records as run_records
 from pe_core.errors import told
 
 # What was found out about a run's weights later, as far as it is small.
-FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "lengths.npz", "curse-*.json", "note-*.json")
+FOUND = ("diagnosis-*.npz", "task-*.json", "extrapolation-*.json", "curse-*.json", "note-*.json")
+# What only the notebooks of one study read; ten times as large.
+READ_BY = {"studies.extrapolation": ("lengths.npz", "sources-of-*.json")}
 
 
 def show(notebook: Path) -> None:
@@ -90,9 +92,9 @@ def _images(cell: Any, suffix: str) -> list[bytes]:
 
 def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
     """Publish what is small of every finished run whose id a notebook's outputs show, one folder a notebook: all records, all
-    held-out losses (`records.publish`), and what weights were found to do (`diagnostics`, `tasks`, `extrapolation`) in a folder
-    of the run's name. The weights stay. A run that is published there already, and not in `runs`, stays as it is; so does what
-    was found of one that was trained again, came out the same and was not looked into again."""
+    held-out losses (`records.publish`), and what weights were found to do (`FOUND`, `READ_BY`) in a folder of the run's name.
+    The weights stay. A run that is published there already, and not in `runs`, stays as it is; so does what was found of one
+    that was trained again, came out the same and was not looked into again."""
     trained = {file.parent.name: file.parent for file in sorted(runs.glob(f"*/{run_records.RECORD}"))}
     for notebook in notebooks:
         shown = set(re.findall(r"[\w-]+-[0-9a-f]{10}(?![\w-])", _texts(notebook)))
@@ -100,23 +102,21 @@ def records(runs: Path, target: Path, notebooks: list[Path]) -> None:
         new = [run_records.load(folder) for run, folder in trained.items() if run in shown]
         published = {record.run: record for record in run_records.load_study(study)}
         old = [record for run, record in published.items() if run in shown - trained.keys()]
-        bare = [record for record in new if record.run in published and not _found(record.folder)]
+        patterns = [*FOUND, *(one for of, some in READ_BY.items() if of in notebook.read_text() for one in some)]
+        found = {record.run: [file for one in patterns for file in record.folder.glob(one)] for record in new}
+        bare = [record for record in new if record.run in published and not found[record.run]]
         stay = {record.run for record in [*old, *bare] if record.same_result(published[record.run])}
         for folder in study.glob("*-*/"):
-            if folder.name not in stay:
+            if re.fullmatch(r"[\w-]+-[0-9a-f]{10}", folder.name) and folder.name not in stay:
                 shutil.rmtree(folder)
         if chosen := [*old, *new]:
             run_records.publish(chosen, study)
         else:
             shutil.rmtree(study, ignore_errors=True)
         for record in new:
-            for file in _found(record.folder):
+            for file in found[record.run]:
                 (study / record.run).mkdir(exist_ok=True)
                 shutil.copyfile(file, study / record.run / file.name)
-
-
-def _found(folder: Path) -> list[Path]:
-    return [file for pattern in FOUND for file in folder.glob(pattern)]
 
 
 def _texts(notebook: Path) -> str:

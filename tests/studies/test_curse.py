@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import ROOT, interrupted_at, made, outputs, run_notebook
+from helpers import ROOT, interrupted_at, made, outputs, publish_records, run_notebook
 from matplotlib import pyplot as plt
 
 from pe_core import data, records, runner, trainer
@@ -375,6 +375,14 @@ def test_a_model_knows_what_it_was_told_and_not_the_reverse(memorised):
     assert table.loc["other way", "p"] > 0.01
     assert (table.facts == 6).all()
     assert (table.chance == 1 / 6).all()
+
+
+def test_published_answers_need_no_weights(memorised, tmp_path):
+    before = measure.evaluate(memorised)
+    publish_records([memorised], tmp_path)
+    published = records.load_study(tmp_path / "book" / "page")
+    assert not published[0].has_weights
+    assert measure.evaluate_all(published * 2) == [before, before]
 
 
 def test_log_probabilities_by_hand(memorised):

@@ -301,7 +301,7 @@ def test_the_answer_follows_the_intervals():
     said = report.knows_position(table).split("\n\n")
     assert said[0] == "**Infer positions, which their embeddings lack**: found out, R² 0.90 (0.85 to 0.95) after layer 1."
     assert said[1] == "Keep the positions that their embeddings hold: told, R² 0.95 (0.90 to 0.99) after layer 1."
-    assert said[2] == "No layer encodes position better than the embeddings do: blind, R² 0.00 (−0.02 to 0.02)."
+    assert said[2] == "No layer encodes position significantly better than the embeddings: blind, R² 0.00 (−0.02 to 0.02)."
     assert said[3].startswith("No interval, so nothing can be concluded: unknown")
     rises = [("a", 0, 0.5, 0.4, 0.6, 0.001), ("a", 8, 0.01, -0.01, 0.03, 0.3), ("b", 0, 0.2, math.nan, math.nan, math.nan)]
     frame = pd.DataFrame(rises, columns=["label", "kept", "rise", "low", "high", "p_holm"])

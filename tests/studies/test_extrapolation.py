@@ -259,7 +259,7 @@ def test_the_answer_follows_the_tests():
     assert said[1].startswith(f"**No difference found** from it: {ranked.label.iloc[1]} ")
     assert {ranked.label.iloc[0], ranked.label.iloc[1]} == {"grows", "twin"}
     assert said[2].startswith("2 of 3 others are worse, the nearest level +22")
-    ways = {"Use": ["grows", "twin"], "Not found to gain": ["level"], "Worse": ["breaks"]}
+    ways = {"Use": ["grows", "twin"], "No significant change": ["level"], "Worse": ["breaks"]}
     for sentence, (start, names) in zip(said[3:6], ways.items(), strict=True):
         assert sentence.startswith(f"**{start}")
         assert all(name in sentence for name in names)

@@ -19,7 +19,7 @@ def knows_position(table: pd.DataFrame) -> str:
     """Where position can be read off (`measure.probes`): models by what becomes of it from the embeddings on."""
     worked_out, told = "**Infer positions, which their embeddings lack**", "Keep the positions that their embeddings hold"
     no_more, unknown = (
-        "No layer encodes position better than the embeddings do",
+        "No layer encodes position significantly better than the embeddings",
         "No interval, so nothing can be concluded",
     )
     said: dict[str, list[str]] = {worked_out: [], told: [], no_more: [], unknown: []}

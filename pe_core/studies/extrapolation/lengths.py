@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pe_core import comparison, data, encodings, files, hardware, metrics, paths, progress, records, stats
+from pe_core import comparison, data, encodings, files, hardware, metrics, progress, records, stats
 from pe_core.config import Experiment
 from pe_core.data.dataset import Data, Tokens
 from pe_core.errors import ConfigError, RecordError
@@ -23,6 +24,7 @@ from pe_core.metrics import HeldOut
 from pe_core.records import Record
 
 WINDOWS = 64  # of the longest length
+LAST = 64  # tokens at the end of a window, scored at every length
 PACKED = "lengths.npz"  # of a run: what `pack` wrote
 _SCORES = 2**22  # scores held at once, for each head: one window of 2,048 tokens, four of 1,024
 
@@ -89,26 +91,30 @@ def _once(
     encoding: str | None,
     options: Any,
 ) -> HeldOut:
-    """What was measured before, read from the run's folder or, of a published run, from what `pack` wrote; else measured."""
+    """What was measured before, read from the run's folder or, of a published run, from what `pack` wrote; else measured.
+
+    Raises:
+        ConfigError: the encoding has no such positions.
+        RecordError: a published run was not read so, or what was kept cannot be read.
+    """
     _need_positions(record, length, encoding, options)
     name = f"{kind}-{length}-of-{longest}x{windows}"
     if encoding is not None:
-        name += f"-{encoding}-{Experiment(encoding=encoding, options=options or {}).digest('')}"
-    file, packed = record.folder / f"{name}.npz", record.folder / PACKED
-    if not file.exists() and packed.exists():
-        try:
-            with np.load(packed) as arrays:
-                if name in arrays:
-                    return _unpacked(arrays, name)
-        except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
-            raise record.unreadable(packed.name, error, "cannot be read") from None
+        # Options at their defaults are left out, so that one added later does not rename what was measured before it.
+        chosen = encodings.options(encoding, options or {}).model_dump(exclude_defaults=True)
+        name += f"-{encoding}-{Experiment(encoding=encoding).model_copy(update={'options': chosen}).digest('')}"
+    file = record.folder / f"{name}.npz"
+    if not file.exists() and not record.has_weights:
+        return _unpacked(record, name)
     if not file.exists():
-        if not record.has_weights:
-            raise RecordError(f"run {record.run}: no weights in '{record.folder}'; train it again to read other lengths")
         measure(text(record, longest, windows)).save(file)
+    return _load(record, file)
+
+
+def _load(record: Record, file: Path) -> HeldOut:
     try:
         return HeldOut.load(file)
-    except Exception as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds over a damaged file
         raise record.unreadable(file.name, error, "cannot be read") from None
 
 
@@ -124,15 +130,20 @@ def pack(record: Record) -> None:
     """Keep all that `heldout` and `sliding` measured of a run in one small file, which is published: losses, tokens and bytes
     by document, added up over ranges of positions.
 
-    Sums over whole windows stay exact, and over the last 1, 2, 4, … 64 tokens of `sliding`; of `heldout` at the longest length
-    also those over the ranges of `metrics.position_curve`. Within a range all stands at its first position.
+    Sums over whole windows stay exact, and over the `LAST` tokens of `sliding`, or as many as a measured length scores; of
+    `heldout` at the longest length also those over the ranges of `metrics.position_curve`. Within a range all stands at its
+    first position.
     """
-    arrays: dict[str, Any] = {}
-    for file in sorted([*record.folder.glob("heldout-*-of-*.npz"), *record.folder.glob("sliding-*-of-*.npz")]):
+    measured = sorted([*record.folder.glob("heldout-*-of-*.npz"), *record.folder.glob("sliding-*-of-*.npz")])
+    packed, arrays = record.folder / PACKED, dict[str, Any]()
+    if packed.exists() and all(file.stat().st_mtime_ns < packed.stat().st_mtime_ns for file in measured):
+        return
+    ends = {min(LAST, int(file.stem.split("-")[1]) // 2) for file in measured}
+    for file in measured:
         kind, length, _, longest = file.stem.split("x")[0].split("-")
-        found = HeldOut.load(file)
+        found = _load(record, file)
         T = found.tokens.shape[1]
-        starts = [0, *(T - 2**k for k in range(6, -1, -1) if 2**k < T)]
+        starts = [0, *sorted(T - end for end in ends if end < T)]
         if kind == "heldout":
             starts = metrics.published_edges(T)[:-1].tolist() if length == longest else [0]
         sums = [np.add.reduceat(array, starts, axis=1) for array in found]
@@ -141,17 +152,25 @@ def pack(record: Record) -> None:
         arrays |= {f"{shared} starts": np.array([*starts, T], np.uint32)}
         arrays |= {f"{shared} tokens": sums[1].astype(np.uint32), f"{shared} bytes": sums[2].astype(np.uint32)}
     if arrays:
-        files.write(record.folder / PACKED, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        files.write(packed, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def _shared(name: str) -> str:
     return "-".join(name.split("-")[:4])
 
 
-def _unpacked(arrays: Any, name: str) -> HeldOut:
-    *starts, T = arrays[f"{_shared(name)} starts"].tolist()
-    sizes = (arrays[f"{_shared(name)} {part}"].astype(np.int64) for part in ("tokens", "bytes"))
-    sums = [arrays[name].astype(np.float64), *sizes]
+def _unpacked(record: Record, name: str) -> HeldOut:
+    """What `pack` wrote of a published run."""
+    packed = record.folder / PACKED
+    try:
+        with packed.open("rb") as file, np.load(file) as arrays:  # numpy leaves a damaged file open
+            *starts, T = arrays[f"{_shared(name)} starts"].tolist()
+            sizes = (arrays[f"{_shared(name)} {part}"].astype(np.int64) for part in ("tokens", "bytes"))
+            sums = [arrays[name].astype(np.float64), *sizes]
+    except (FileNotFoundError, KeyError):
+        raise RecordError(f"run {record.run}: no weights in '{record.folder}'; train it again to read other lengths") from None
+    except Exception as error:  # as in `_load`
+        raise RecordError(f"run {record.run}: '{packed}' cannot be read ({error}); get it from the repository again") from None
     whole = [np.zeros((len(part), T), part.dtype) for part in sums]
     for spread, part in zip(whole, sums, strict=True):
         spread[:, starts] = part
@@ -166,15 +185,9 @@ def text(record: Record, longest: int, windows: int) -> Data:
             f"run {record.run}: '{record.experiment.corpus}' is no text that could be cut; see studies.task_accuracy"
         )
     wanted = record.experiment.model_copy(update={"seq_len": longest, "draw_len": None, "samples": 10 * windows})
-    held = _prepared(wanted, record)
+    held = data.prepare(wanted, record.folder.parent / ".cache")
     chosen = np.unique(np.linspace(0, len(held.test) - 1, min(windows, len(held.test))).round().astype(int))
     return replace(held, test=held.test[chosen], test_documents=held.test_documents[chosen])
-
-
-def _prepared(experiment: Experiment, record: Record) -> Data:
-    """Its text, prepared beside the runs; of a published run, where runs are trained."""
-    published = (record.folder.parent / records.RECORDS).exists()
-    return data.prepare(experiment, paths.cache() if published else record.folder.parent / ".cache")
 
 
 def _losses(record: Record, tokens: Tokens, encoding: str | None, options: Any) -> NDArray[np.float32]:
@@ -259,7 +272,8 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
         for record in group:
-            pack(record)
+            if record.has_weights:
+                pack(record)
     return pd.DataFrame(rows)
 
 
@@ -268,15 +282,21 @@ def _rows(heldout: HeldOut, part: slice) -> HeldOut:
 
 
 def _sources(record: Record, windows: int) -> dict[str, slice]:
-    """Which rows of `sliding` belong to each source of a mixture, as `comparison.sources` says of a run's own losses."""
+    """Which rows of `sliding` belong to each source of a mixture, as `comparison.sources` says of a run's own losses. Kept in
+    the run's folder, as it takes the text to say so."""
     T = record.experiment.seq_len
-    measured = np.unique(_prepared(record.experiment, record).test_documents)
+    name = f"sources-of-{T}x{windows}.json"
+    if (kept := record.kept(name)) is not None:
+        return {source: slice(*ends) for source, ends in kept.items()}
+    measured = np.unique(data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
     present = np.unique(text(record, T, windows).test_documents[:, T // 2 :])
     found = {}
-    for name, part in comparison.sources(record).items():
+    for source, part in comparison.sources(record).items():
         start, end = np.searchsorted(present, measured[[part.start, part.stop - 1]])
-        found[name] = slice(int(start), int(end) + int(measured[part.stop - 1] in present))
-    return {name: part for name, part in found.items() if part.stop > part.start}
+        found[source] = slice(int(start), int(end) + int(measured[part.stop - 1] in present))
+    found = {source: part for source, part in found.items() if part.stop > part.start}
+    record.keep(name, {source: [part.start, part.stop] for source, part in found.items()})
+    return found
 
 
 def reach(table: pd.DataFrame, within: float = 1.0) -> pd.DataFrame:

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pe_core import comparison, encodings, metrics, progress, records, stats
-from pe_core.errors import ConfigError
+from pe_core.errors import ConfigError, LabError, RecordError
 from pe_core.launch import processes
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
 from pe_core.stats import Estimate, Paired
 from pe_core.studies.extrapolation import lengths
 
-LAST = 64  # tokens at the end of a window, scored at every length
 _VERSION = 1  # part of the file's name: raise it when the code below measures something else
 _ABOUT = ("label", "family", "panel", "trained_at", "length")
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
@@ -66,13 +65,14 @@ def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = No
 
     Raises:
         ConfigError: a length that is not an even divisor of the longest.
+        RecordError: a published run was not read at these lengths.
     """
     at = sorted(set(at))
     for length in at:
         if at[-1] % length or length % 2:
             raise ConfigError(f"length={length}: an even divisor of longest={at[-1]} is needed")
     here = [record for record in trained if record.has_weights]  # published runs have their readings
-    if here:
+    if len(here) > 1:
         lengths.text(here[0], at[-1], count or windows(here[0], at[-1]))  # before several processes would build it at once
     processes.for_each_run(_measure_folder, here, at, count)
     found: dict[tuple[str, int], Reading] = {}
@@ -83,7 +83,7 @@ def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = No
                 label = f"{record.label}, {remark}" if remark else record.label
                 empty = Reading(label, record.family, record.config["seq_len"], length, {}, {}, remark)
                 reading = found.setdefault((label, length), empty)
-                if isinstance(losses, ConfigError):
+                if isinstance(losses, LabError):
                     if label not in said:
                         progress.say(f"{label}, from {length} tokens on: {losses}")
                     said.add(label)
@@ -134,22 +134,26 @@ def _measure_folder(folder: Path, at: list[int], count: int | None) -> None:
         _of(record, length, at[-1], count)
 
 
-def _of(record: Record, length: int, longest: int, count: int | None) -> dict[str, tuple[HeldOut, HeldOut] | ConfigError]:
+def _of(record: Record, length: int, longest: int, count: int | None) -> dict[str, tuple[HeldOut, HeldOut] | LabError]:
     """Losses of a model at one length, by what stands in for its encoding ("" for its own), or why there are none."""
     trained, count = record.config["seq_len"], count or windows(record, longest)
     own: tuple[str | None, dict[str, Any] | None] = None, None
     others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(length, trained))
-    found: dict[str, tuple[HeldOut, HeldOut] | ConfigError] = {}
+    found: dict[str, tuple[HeldOut, HeldOut] | LabError] = {}
     for remark, swap in {"": own, **others}.items():
         given = (record, length, longest, count, *(swap if length > trained else own))
         try:
             found[remark] = lengths.heldout(*given), lengths.sliding(*given)
         except ConfigError as error:
             found[remark] = error
+        except RecordError as error:
+            if record.has_weights or not remark:
+                raise
+            found[remark] = error  # the run was published before there was this way to read it
     return found
 
 
-def last(slid: HeldOut, tokens: int = LAST) -> HeldOut:
+def last(slid: HeldOut, tokens: int = lengths.LAST) -> HeldOut:
     """The last tokens of each window, or as many as every length scores there: the same ones at every length."""
     T = slid.tokens.shape[1]
     return slid.positions(T - tokens, T)
@@ -157,7 +161,7 @@ def last(slid: HeldOut, tokens: int = LAST) -> HeldOut:
 
 def scored(readings: Sequence[Reading]) -> int:
     """How many tokens at the end of a window every length scores with half its context before them: `LAST`, or fewer."""
-    return min(LAST, min(reading.length for reading in readings) // 2)
+    return min(lengths.LAST, min(reading.length for reading in readings) // 2)
 
 
 def frame(readings: Sequence[Reading]) -> pd.DataFrame:

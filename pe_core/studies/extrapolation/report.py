@@ -65,7 +65,7 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
     known = changes[changes.p_holm.notna()]
     ways = {
         "Use the longer context": known[known.differs & (known.percent < 0)],
-        "Not found to gain or lose by it": known[~known.differs],
+        "No significant change with it": known[~known.differs],
         "Worse with it": known[known.differs & (known.percent > 0)],
     }
     for way, rows in ways.items():

@@ -1,4 +1,4 @@
-"""The ranking study in sentences, tables and figures. What is significant `comparison.verdicts` says."""
+"""The ranking study in sentences, tables and figures. `comparison.verdicts` says what is significant."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def placebo(found: pd.DataFrame) -> str:
     first = found.iloc[0]
     parts = [f"{claims.as_percent(row)} at {_tokens(row.tokens)} tokens" for row in found.itertuples()]
     kinds = set(found.verdict)
-    verdict = "no difference is found" if kinds == {NO_DIFFERENCE} else "a difference is found, which is a false one"
+    verdict = "no difference is found" if kinds == {NO_DIFFERENCE} else "the difference is significant, which is a false alarm"
     return (
         f"{first.a} and {first.b} are one function whose weights start from different numbers. {first.a} against {first.b}: "
         f"{'; '.join(parts)}. Here {verdict}."
@@ -196,7 +196,7 @@ def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
 
 
 def source_map(table: pd.DataFrame, baseline: str) -> Figure:
-    """One row a model, one column a kind of text: difference to the baseline, bold where found."""
+    """One row a model, one column a kind of text: difference to the baseline, bold where significant."""
     order = table.groupby("label").percent.mean().sort_values().index
     kinds = list(dict.fromkeys(table.source))
     grid = table.pivot(index="label", columns="source", values="percent").loc[order, kinds]
@@ -211,7 +211,7 @@ def source_map(table: pd.DataFrame, baseline: str) -> Figure:
     ax.set_xticks(range(len(kinds)), kinds)
     ax.set_yticks(range(len(grid)), grid.index)
     ax.grid(visible=False)
-    ax.set_title(f"% against {baseline}, by kind of text\nbold: found", fontsize=11)
+    ax.set_title(f"% against {baseline}, by kind of text\nbold: significant", fontsize=11)
     said = [f"{label}: {', '.join(f'{kind} {grid.loc[label, kind]:+.1f}' for kind in kinds)}" for label in grid.index]
     return figures.set_alt_text(figure, f"Test perplexity in percent against {baseline} by kind of text. {'; '.join(said)}.")
 
