@@ -180,6 +180,12 @@ def test_an_encodings_page_needs_no_weights(readings, trained, tmp_path):
         measure.recorded(published[0])
 
 
+def test_what_may_stand_in_can_be_chosen(readings, trained):
+    chosen = measure.measure(trained[:1], AT, stand_ins=["yarn", "randomised"])
+    assert {reading.remark for reading in chosen} == {"", "YaRN"}
+    assert {reading.remark for reading in measure.measure(trained[:1], AT, stand_ins=[])} == {""}
+
+
 def test_a_page_is_made_again_from_what_is_published(readings, trained, tmp_path, monkeypatch):
     publish_records(trained, tmp_path)
     published = records.load_study(tmp_path / "book" / "page")

@@ -47,7 +47,7 @@ def test_every_page_can_be_made_of_published_runs(page):
 @pytest.mark.parametrize("page", ["extrapolation", "length_extension"])
 def test_readings_at_other_lengths(page, study):
     runs, asked = study(page), given(page)
-    readings = extrapolation.measure(runs, asked["lengths"], asked["windows"])
+    readings = extrapolation.measure(runs, asked["lengths"], asked["windows"], asked.get("stand_ins"))
     known = [reading for reading in readings if reading.slid]
     assert {reading.length for reading in known} == set(asked["lengths"])
     assert all(len(reading.slid) == len(reading.cut) == len(asked["seeds"]) for reading in known)

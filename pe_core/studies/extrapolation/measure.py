@@ -56,12 +56,15 @@ def windows(record: Record, longest: int) -> int:
     return max(2, round(experiment.heldout_windows * experiment.seq_len / longest))
 
 
-def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = None) -> list[Reading]:
+def measure(
+    trained: Sequence[Record], at: Sequence[int], count: int | None = None, stand_ins: Sequence[str] | None = None
+) -> list[Reading]:
     """Every model at every length, as trained and, beyond the length trained at, with each encoding that may stand in for its
     own (`encodings.length_extensions`). Computed once, then read from the runs' folders; on a CPU several runs at once.
 
     Args:
         count: windows of the longest length that are read; `None` is `windows`.
+        stand_ins: encodings that may stand in for a model's own; `None` is every one that can.
 
     Raises:
         ConfigError: a length that is not an even divisor of the longest.
@@ -74,12 +77,12 @@ def measure(trained: Sequence[Record], at: Sequence[int], count: int | None = No
     here = [record for record in trained if record.has_weights]  # published runs have their readings
     if len(here) > 1:
         lengths.text(here[0], at[-1], count or windows(here[0], at[-1]))  # before several processes would build it at once
-    processes.for_each_run(_measure_folder, here, at, count)
+    processes.for_each_run(_measure_folder, here, at, count, stand_ins)
     found: dict[tuple[str, int], Reading] = {}
     said: set[str] = set()
     for record in progress.bar(trained, "Other lengths", unit=" runs"):
         for length in at:
-            for remark, losses in _of(record, length, at[-1], count).items():
+            for remark, losses in _of(record, length, at[-1], count, stand_ins).items():
                 label = f"{record.label}, {remark}" if remark else record.label
                 empty = Reading(label, record.family, record.config["seq_len"], length, {}, {}, remark)
                 reading = found.setdefault((label, length), empty)
@@ -128,19 +131,22 @@ def recorded(record: Record) -> dict[str, dict[int, float | None]]:
         raise record.unreadable(files[-1], error) from None
 
 
-def _measure_folder(folder: Path, at: list[int], count: int | None) -> None:
+def _measure_folder(folder: Path, at: list[int], count: int | None, stand_ins: Sequence[str] | None) -> None:
     record = records.load(folder)
     for length in at:
-        _of(record, length, at[-1], count)
+        _of(record, length, at[-1], count, stand_ins)
 
 
-def _of(record: Record, length: int, longest: int, count: int | None) -> dict[str, tuple[HeldOut, HeldOut] | LabError]:
+def _of(
+    record: Record, length: int, longest: int, count: int | None, stand_ins: Sequence[str] | None
+) -> dict[str, tuple[HeldOut, HeldOut] | LabError]:
     """Losses of a model at one length, by what stands in for its encoding ("" for its own), or why there are none."""
     trained, count = record.config["seq_len"], count or windows(record, longest)
     own: tuple[str | None, dict[str, Any] | None] = None, None
     others = encodings.length_extensions(record.config["encoding"], record.config["options"], trained, max(length, trained))
     found: dict[str, tuple[HeldOut, HeldOut] | LabError] = {}
-    for remark, swap in {"": own, **others}.items():
+    allowed = {remark: swap for remark, swap in others.items() if stand_ins is None or swap[0] in stand_ins}
+    for remark, swap in {"": own, **allowed}.items():
         given = (record, length, longest, count, *(swap if length > trained else own))
         try:
             found[remark] = lengths.heldout(*given), lengths.sliding(*given)
