@@ -157,6 +157,7 @@ def test_paths_end_where_changes_are(readings):
     paths, changes = measure.paths(readings), measure.changes(readings).set_index("label")
     ends = paths[paths.length == 64].set_index("label")
     assert set(ends.index) == set(changes.index)
+    pd.testing.assert_frame_equal(ends[["p_holm", "differs"]], changes[["p_holm", "differs"]], check_like=True)
     assert ends.percent.to_dict() == pytest.approx(changes.percent.to_dict())
     assert (paths[paths.length == 16].percent == 0).all()
     assert (paths.length >= 16).all()
@@ -206,7 +207,7 @@ def test_what_is_not_published_needs_the_weights(trained, tmp_path):
     with pytest.raises(RecordError, match=rf"run {record.run}: no weights in '.*'; train it again to read other lengths"):
         measure.lengths.sliding(record, 16, 128)
     (record.folder / "lengths.npz").write_bytes(b"nothing")
-    with pytest.raises(RecordError, match=r"'lengths.npz' cannot be read .*delete it to measure again"):
+    with pytest.raises(RecordError, match=r"lengths.npz' cannot be read .*; get it from the repository again"):
         measure.lengths.sliding(record, 16, 64)
 
 
@@ -304,6 +305,7 @@ def test_many_ways_to_read_one_model_are_one_map(readings):
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["32", "64"]
     written = {text.get_position(): text.get_text() for text in ax.texts}
     assert written[1, 0] == f"{ends.percent.iloc[0]:+.0f}".replace("-", "−")
+    assert report.length_map(paths[paths.length == 16], 16).axes[0].get_title() == "No model has positions beyond 16 tokens"
     plt.close("all")
     ways = report.way_styles(table)
     assert list(ways) == list(dict.fromkeys(table.label))

@@ -127,13 +127,17 @@ def test_sources_are_told_apart_by_document(trained, monkeypatch):
     everyone = np.unique(lengths.data.prepare(record.experiment, record.folder.parent / ".cache").test_documents)
     record.data["sources"] = {"one": 2, "other": len(everyone) - 2}
     present = np.unique(held.test_documents[:, 8:])
+    (record.folder / "sources-of-16x5.json").unlink(missing_ok=True)  # kept when it had but one
     found = lengths._sources(record, 5)
     assert [present[found[name]].tolist() if name in found else [] for name in ("one", "other")] == [
         [d for d in present if d in everyone[:2]],
         [d for d in present if d in everyone[2:]],
     ]
+    monkeypatch.setattr(lengths.data, "prepare", None)
+    assert lengths._sources(record, 5) == found, "kept"
     table = lengths.context_use({"v, t": [record, record]}, [4], windows=5)
     assert table.source.tolist() == ["all", *found]
+    (record.folder / "sources-of-16x5.json").unlink()
 
 
 def made_use(**high):

@@ -239,14 +239,14 @@ def changes(readings: Sequence[Reading]) -> pd.DataFrame:
 
 
 def paths(readings: Sequence[Reading]) -> pd.DataFrame:
-    """`changes` at every length from the one trained at on, where it is zero: columns label, family, panel, trained_at, length,
-    percent, low, high."""
-    rows = []
+    """`changes` at every length from the one trained at on, where it is zero, each length's corrected for together: columns
+    label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs."""
+    by_length: dict[int, list[dict[str, Any]]] = {}
     for reading, change in _against_own(readings):
-        itself = reading.length == reading.trained_at
-        value, low, high = (0.0, 0.0, 0.0) if itself else change.estimate
-        rows.append({**_about(reading), "percent": value, "low": low, "high": high})
-    return pd.DataFrame(rows, columns=[*_ABOUT, "percent", "low", "high"])
+        if reading.length == reading.trained_at:
+            change = Paired(Estimate(0.0, 0.0, 0.0), math.nan)
+        by_length.setdefault(reading.length, []).append({**_about(reading), **_columns(change)})
+    return pd.concat(map(_corrected, by_length.values()), ignore_index=True) if by_length else _corrected([])
 
 
 def _against_own(readings: Sequence[Reading], length: int | None = None) -> Iterator[tuple[Reading, Paired]]:

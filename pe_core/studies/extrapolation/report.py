@@ -186,11 +186,16 @@ def way_styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 def length_map(table: pd.DataFrame, trained_at: int) -> Figure:
     """`measure.paths` at a glance: one row a model, one column a context length beyond the trained one, the change in percent;
-    best at the longest first, bold where the 95 % interval leaves zero out."""
-    beyond = table[table.length > trained_at].assign(found=lambda rows: (rows.low > 0) | (rows.high < 0))
+    best at the longest first, bold where it is significant."""
+    beyond = table[table.length > trained_at]
+    if beyond.empty:
+        figure, ax = plt.subplots(figsize=(figures.WIDTH, 0.6))
+        ax.set_title(f"No model has positions beyond {trained_at:,} tokens", fontsize=11)
+        ax.axis("off")
+        return figure
     longest = beyond.length.max()
     order = beyond[beyond.length == longest].sort_values("percent").label
-    values, found = (beyond.pivot(index="label", columns="length", values=name).loc[order] for name in ("percent", "found"))
+    values, found = (beyond.pivot(index="label", columns="length", values=name).loc[order] for name in ("percent", "differs"))
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 1.1 + 0.28 * len(values)))
     ax.imshow(values, cmap="RdBu_r", vmin=-60, vmax=60, aspect="auto", alpha=0.75)
     for y, label in enumerate(values.index):
@@ -202,7 +207,7 @@ def length_map(table: pd.DataFrame, trained_at: int) -> Figure:
     ax.set_yticks(range(len(values)), values.index, fontsize=9)
     ax.xaxis.tick_top()
     ax.grid(visible=False)
-    ax.set_title(f"Perplexity of the last tokens by context,\n% against {trained_at} tokens; bold: not zero", fontsize=11)
+    ax.set_title(f"Perplexity of the last tokens by context,\n% against {trained_at} tokens; bold: significant", fontsize=11)
     said = [
         f"{label}: {', '.join(f'{values.loc[label, length]:+.0f} at {length:,}' for length in values.columns)}"
         for label in order
