@@ -394,7 +394,8 @@ _READING = """## Read beyond the trained length
 
 Bits per byte of the same last tokens, by the length of the context they are read in: the mean over seeds, with 95 % intervals
 over them; a dash where there are no such positions.
-[Which encoding lets a model read longer text than it was trained on?](../experiments/extrapolation) compares all."""
+[Which encoding lets a model read longer text than it was trained on?](../experiments/extrapolation) compares all as trained,
+[Can a trained RoPE model be made to read longer text?](../experiments/length_extension) what may stand in for RoPE."""
 _ANSWERING = """## Questions with exact answers
 
 Percent of answers right, at 0.5 to 4 times the trained length; brackets are 95 % intervals over seeds.
