@@ -65,8 +65,8 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
     known = changes[changes.p_holm.notna()]
     ways = {
         "Use the longer context": known[known.differs & (known.percent < 0)],
-        "No significant change with it": known[~known.differs],
-        "Worse with it": known[known.differs & (known.percent > 0)],
+        "No significant change with the longer context": known[~known.differs],
+        "Worse with the longer context": known[known.differs & (known.percent > 0)],
     }
     for way, rows in ways.items():
         if len(rows):
