@@ -9,6 +9,7 @@ from typing import Any
 from pe_core import hardware, paths, recipes, records
 from pe_core.config import PRESETS, Experiment
 from pe_core.data import tasks
+from pe_core.encodings import ENCODINGS
 from pe_core.errors import ConfigError, LabError, shown, text_fault, unknown
 
 Values = Mapping[str, Any]
@@ -121,6 +122,11 @@ def _run(value: Any, values: Values) -> None:
     records.load(paths.runs(values.get("runs_dir")) / value)
 
 
+def _encoding(value: Any, values: Values) -> None:
+    if value not in ENCODINGS:
+        raise ConfigError(unknown("encoding", value, ENCODINGS))
+
+
 def _file(value: Any, values: Values) -> None:
     if value is not None and not os.path.isfile(value):
         raise ConfigError("there is no such file")
@@ -137,6 +143,7 @@ _CHECKS: dict[str, Callable[[Any, Values], object]] = {
     "record_file": _file,
     "run_ids": _run,
     "runs_dir": lambda value, values: paths.runs(value),
+    "stand_ins": _encoding,
     "windows": _windows,
 }
 

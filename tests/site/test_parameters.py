@@ -121,6 +121,7 @@ GOOD = {
     "shared": ("", " ", []),
     "skip_baseline": (True,),
     "slopes": (0, 0.5, [0], 10**30, [10**30], *_NUMBERS),
+    "stand_ins": ("", " ", []),
     "tokenizer": (*_NAMES, "x" * 300),
     "vocabularies": (None, [None], *_NUMBERS),  # None is the preset's own
     "whole": ({}, {"a": 1}),  # `combinations` are made of it before another could be given
