@@ -243,7 +243,7 @@ def _parsed(text: str, file: Path) -> Record:
     except pydantic.ValidationError as error:
         raise RecordError(f"run record '{file}': {error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
     for part, names in _NEEDED.items():
-        entries = record.history if part == "history" else [getattr(record, part)]
+        entries = value if isinstance(value := getattr(record, part), list) else [value]
         if missing := [name for name in names for entry in entries if name not in entry]:
             raise RecordError(f"run record '{file}': {part} lacks '{missing[0]}'")
     record._folder = file.parent

@@ -285,8 +285,7 @@ def test_without_intervals_nothing_is_claimed():
 @pytest.mark.slow
 def test_the_notebook_in_small(library, tmp_path):
     given = {"samples": 300, "seq_len": 32, "windows": 4, "seeds": "1", "models": "none,learned,rope", "lengths": "32,64,128"}
-    given |= {"stand_ins": "yarn"}
-    given |= {"torch_compile": "off", "preset": "nano", "corpus": library, "runs_dir": tmp_path / "runs"}
+    given |= {"stand_ins": "yarn", "torch_compile": "off", "preset": "nano", "corpus": library, "runs_dir": tmp_path / "runs"}
     parameters = [part for name, value in given.items() for part in ("-p", name, str(value))]
     finished = run_notebook(ROOT / "notebooks/extrapolation.ipynb", tmp_path / "out.ipynb", *parameters)
     assert finished.returncode == 0, finished.stderr

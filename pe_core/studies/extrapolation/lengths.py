@@ -104,9 +104,9 @@ def _once(
         chosen = encodings.options(encoding, options or {}).model_dump(exclude_defaults=True)
         name += f"-{encoding}-{Experiment(encoding=encoding).model_copy(update={'options': chosen}).digest('')}"
     file = record.folder / f"{name}.npz"
-    if not file.exists() and not record.has_weights:
-        return _unpacked(record, name)
     if not file.exists():
+        if not record.has_weights:
+            return _unpacked(record, name)
         measure(text(record, longest, windows)).save(file)
     return _load(record, file)
 
@@ -272,8 +272,7 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
         for record in group:
-            if record.has_weights:
-                pack(record)
+            pack(record)
     return pd.DataFrame(rows)
 
 

@@ -7,7 +7,7 @@ at one length, seed by seed, as trained or with a rescaled encoding in place of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,35 +227,27 @@ def ranking(readings: Sequence[Reading], length: int | None = None) -> pd.DataFr
 
 
 def changes(readings: Sequence[Reading]) -> pd.DataFrame:
-    """What the longest context does to each model: perplexity of the last tokens there against that at the length trained at,
-    paired by seed and document. Below zero the model uses what it sees beyond the trained length.
+    """What the longest context does to each model: `paths` at that length. Below zero the model uses what it sees beyond the
+    trained length."""
+    table = paths(readings)
+    return table[table.length == max(reading.length for reading in readings)].reset_index(drop=True)
+
+
+def paths(readings: Sequence[Reading]) -> pd.DataFrame:
+    """Perplexity of the last tokens at every length from the one trained at on, against that at the length trained at, paired
+    by seed and document, with Holm's correction for the models of each length.
 
     Returns:
         columns label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions
         are left out.
     """
-    longest = max(reading.length for reading in readings)
-    return _corrected([{**_about(reading), **_columns(change)} for reading, change in _against_own(readings, longest)])
-
-
-def paths(readings: Sequence[Reading]) -> pd.DataFrame:
-    """`changes` at every length from the one trained at on, where it is zero, each length's corrected for together: columns
-    label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs."""
-    by_length: dict[int, list[dict[str, Any]]] = {}
-    for reading, change in _against_own(readings):
-        if reading.length == reading.trained_at:
-            change = Paired(Estimate(0.0, 0.0, 0.0), math.nan)
-        by_length.setdefault(reading.length, []).append({**_about(reading), **_columns(change)})
-    return pd.concat(map(_corrected, by_length.values()), ignore_index=True) if by_length else _corrected([])
-
-
-def _against_own(readings: Sequence[Reading], length: int | None = None) -> Iterator[tuple[Reading, Paired]]:
-    """The last tokens of each model from its trained length on (or at one length) against those at its trained length."""
     tokens, own = scored(readings), {reading.label: reading for reading in readings if reading.length == reading.trained_at}
+    by_length: dict[int, list[dict[str, Any]]] = {}
     for reading in readings:
-        asked = reading.length == length if length else reading.length >= reading.trained_at
-        if asked and reading.slid and reading.label in own:
-            yield reading, _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
+        if reading.length >= reading.trained_at and reading.slid and reading.label in own:
+            change = _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
+            by_length.setdefault(reading.length, []).append({**_about(reading), **_columns(change)})
+    return pd.concat(map(_corrected, by_length.values()), ignore_index=True) if by_length else _corrected([])
 
 
 def _about(reading: Reading) -> dict[str, Any]:
@@ -291,7 +283,7 @@ def _columns(difference: Paired) -> dict[str, float]:
 
 def _corrected(rows: list[dict[str, Any]], others: Sequence[float] = ()) -> pd.DataFrame:
     """With Holm's correction for these rows and other tests beside them."""
-    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["label", "family", *_columns(Paired(_NOTHING, math.nan))])
+    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else [*_ABOUT, *_columns(Paired(_NOTHING, math.nan))])
     table["p_holm"] = stats.holm([*table.p.astype(float), *others])[: len(table)]
     table["differs"] = table.p_holm < 0.05
     return table
