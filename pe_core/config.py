@@ -122,9 +122,7 @@ class Experiment(Strict):
         from pe_core import encodings, hardware
 
         device = hardware.device(self.device)
-        preset = self.preset
-        if preset == "auto":
-            preset = "nano" if device == "cpu" else "pythia-70m"
+        preset = ("nano" if device == "cpu" else "pythia-70m") if self.preset == "auto" else self.preset
         if preset not in PRESETS:
             raise ConfigError(unknown("preset", preset, [*PRESETS, "auto"]))
         options = encodings.options(self.encoding, self.options).model_dump()
@@ -140,6 +138,7 @@ class Experiment(Strict):
                 "options": options,
                 "preset": preset,
                 **self._latent(PRESETS[preset]),
+                "vocab_size": None if self.vocab_size == PRESETS[preset].vocab else self.vocab_size,
                 "lr": PRESETS[preset].lr if self.lr is None else self.lr,
                 "facts_rate": (self.facts_rate or 0.2) if self.facts else None,
                 "device": device,

@@ -185,18 +185,6 @@ def judgement(row: Any) -> str:
     return f"**{abs(row.percent):.1f} % {row.verdict}** perplexity than {row.b} ({interval})"
 
 
-def same_order(found: comparison_of_groups.Groups, others: comparison_of_groups.Groups, where: str) -> str:
-    """Whether models rank by perplexity as others do, which stand for them one for one, in the same order."""
-    means = [
-        [sum(record.metrics["perplexity"]["value"] for record in group) / len(group) for group in groups.values()]
-        for groups in (found, others)
-    ]
-    ours, theirs = ([name for _, name in sorted(zip(values, found, strict=True))] for values in means)
-    if ours == theirs:
-        return f"**The order is that of {where}**: {', '.join(ours)}, lowest perplexity first."
-    return f"**The order is not that of {where}**: {', '.join(ours)}, lowest perplexity first; there {', '.join(theirs)}."
-
-
 def pairs(found: dict[str, list[Record]]) -> str:
     """Each group against the one before it, two and two: the second in percent of the first's perplexity."""
     labels = list(found)

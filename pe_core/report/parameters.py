@@ -135,11 +135,11 @@ def _file(value: Any, values: Values) -> None:
 _CHECKS: dict[str, Callable[[Any, Values], object]] = {
     **{name: lambda value, values: recipes.model(value) for name in _MODELS},
     **{name: lambda value, values: tasks.load(value) for name in ("shared", "tasks")},
-    "beside": _preset,
     "device": lambda value, values: hardware.device(value),
     "factors": _factor,
     "heldout_share": _share,
     "preset": _preset,
+    "presets": _preset,
     "record_file": _file,
     "run_ids": _run,
     "runs_dir": lambda value, values: paths.runs(value),

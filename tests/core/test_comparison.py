@@ -186,13 +186,6 @@ def test_one_against_another_and_the_order_elsewhere(trained, tmp_path):
     said = claims.lowest(comparison.frame(comparison.groups(apart), "RoPE"), "models", apart)
     assert "**RoPE has the lowest" in said
     assert "**; all others are significantly higher (" in said
-    two = {first: found[first], second: found[second]}
-    assert claims.same_order(two, two, "nano").startswith("**The order is that of nano**: ")
-    other = {"a": found[second], "b": found[first]}
-    said = claims.same_order(two, other, "nano")
-    assert said.startswith("**The order is not that of nano**: ")
-    ranked = sorted(two, key=lambda label: two[label][0].metrics["perplexity"]["value"])
-    assert said.endswith(f"{', '.join(ranked)}, lowest perplexity first; there {', '.join(ranked[::-1])}.")
 
 
 def test_named_by_a_setting_and_compared_in_pairs(tmp_path):

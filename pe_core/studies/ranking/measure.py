@@ -1,8 +1,8 @@
-"""The same models after several amounts of fresh text: who leads, who is overtaken, and on which kind of text.
+"""The same models after several amounts of fresh text, or at several sizes: who leads, who is overtaken, on which kind of text.
 
 Each run reads its text once, under a learning rate that rises and then falls to zero: a model after few tokens is a finished
 small training, not a large one cut short. Rates are chosen on validation text, for each model and amount of text; every number
-reported is of test documents, the same ones at every budget.
+reported is of test documents, the same ones at every budget and size.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pe_core.stats import Estimate
 from pe_core.sweeper import sweep
 
 Budgets = dict[int, Groups]  # training windows → models by label, fewest windows first
+Sizes = dict[str, Groups]  # preset → models by label, fewest parameters first
 
 
 def grid(models: Sequence[str], budgets: Iterable[int], rates: Sequence[float], **common: Any) -> list[Experiment]:
@@ -67,29 +68,47 @@ def repeat(searched: Sequence[Record], seeds: Iterable[int], **options: Any) -> 
     return [*chosen, *(sweep(others, **options) if others else [])]
 
 
+def with_rates_of(searched: Sequence[Record], models: Iterable[str], seeds: Iterable[int]) -> list[Experiment]:
+    """`models` (by short name) with each seed, in all else as the runs of one model that a search chose: at its rates."""
+    return [
+        Experiment(**{**record.config, "options": {}, **recipes.model(name), "seed": seed})
+        for record in comparison.at_chosen_rates(searched)
+        for seed in seeds
+        for name in models
+    ]
+
+
 def rates(searched: Iterable[Record]) -> pd.DataFrame:
     """What a search found: for each model and budget its validation loss at each rate, and the rate with the lowest.
 
     Returns:
-        columns label, samples (training windows), one for each rate (NaN where it was not tried), lr, and at_end (whether the
-        best rate is the lowest or highest that was tried there, so that another might be better).
+        columns label, samples (training windows), preset, one for each rate (NaN where it was not tried), lr, and at_end
+        (whether the best rate is the lowest or highest that was tried there, so that another might be better).
     """
     rows = []
     for runs, tried, best in comparison.rates_tried(searched):
-        row: dict[Any, Any] = {"label": runs[0].label, "samples": runs[0].config["samples"], **tried}
+        experiment = runs[0].experiment
+        row: dict[Any, Any] = {"label": runs[0].label, "samples": experiment.samples, "preset": experiment.preset, **tried}
         rows.append({**row, "lr": best, "at_end": _at_end(tried, best)})
     of_losses = sorted({rate for row in rows for rate in row if isinstance(rate, float)})
-    return pd.DataFrame(rows, columns=["label", "samples", *of_losses, "lr", "at_end"])
+    return pd.DataFrame(rows, columns=["label", "samples", "preset", *of_losses, "lr", "at_end"])
 
 
 def by_budget(trained: Iterable[Record]) -> Budgets:
     """Runs at the rates that were chosen, by number of training windows and model. Budgets of a single model are left out."""
+    return {samples: groups for samples, groups in _apart(trained, "samples").items() if len(groups) > 1}
+
+
+def by_size(trained: Iterable[Record]) -> Sizes:
+    """Runs at the rates that were chosen, by size (preset) and model."""
+    return _apart(trained, "preset")
+
+
+def _apart(trained: Iterable[Record], setting: str) -> dict[Any, Groups]:
     kept = comparison.at_chosen_rates(trained)
-    apart = {
-        samples: comparison.groups([record for record in kept if record.config["samples"] == samples])
-        for samples in sorted({record.config["samples"] for record in kept})
-    }
-    return {samples: groups for samples, groups in apart.items() if len(groups) > 1}
+    first = {record.config[setting]: (record.config["samples"], record.parameters) for record in reversed(kept)}
+    values = sorted(first, key=first.__getitem__)
+    return {value: comparison.groups([record for record in kept if record.config[setting] == value]) for value in values}
 
 
 def tokens(groups: Groups) -> int:
@@ -98,17 +117,18 @@ def tokens(groups: Groups) -> int:
     return int(record.data["windows"]["train"]) * int(record.config["seq_len"])
 
 
-def differences(budgets: Budgets, baseline: str) -> pd.DataFrame:
-    """Each model against the baseline at each budget, and how much that has changed since the smallest one.
+def differences(apart: Budgets | Sizes, baseline: str) -> pd.DataFrame:
+    """Each model against the baseline at each budget (or size), and how much that has changed since the smallest one.
 
     Returns:
-        the columns of `comparison.verdicts` but b, with label and family for a, samples, tokens, seeds, perplexity,
-        and change, change_low, change_high, change_verdict since the smallest budget (NaN and "" there); every pair of models
-        of a budget is corrected for, not the shown ones alone.
+        the columns of `comparison.verdicts` but b, with label and family for a, samples, tokens, parameters (of the first
+        model), seeds, perplexity, and change, change_low, change_high, change_verdict since the smallest budget or size (NaN
+        and "" there); every pair of models of one is corrected for, not the shown ones alone.
     """
-    smallest = next(iter(budgets.values()))
+    smallest = next(iter(apart.values()))
     parts = []
-    for samples, groups in budgets.items():
+    for groups in apart.values():
+        record = next(iter(groups.values()))[0]
         judged = comparison.verdicts(groups)
         rows = judged[judged.b == baseline].rename(columns={"a": "label"}).drop(columns="b")
         if groups is not smallest:
@@ -121,8 +141,9 @@ def differences(budgets: Budgets, baseline: str) -> pd.DataFrame:
         seeds = {label: len(group) for label, group in groups.items()}
         parts.append(
             rows.assign(
-                samples=samples,
+                samples=record.config["samples"],
                 tokens=tokens(groups),
+                parameters=record.parameters,
                 family=rows.label.map(of),
                 seeds=rows.label.map(seeds),
                 perplexity=np.exp(rows.label.map(losses)),

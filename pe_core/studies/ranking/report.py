@@ -121,6 +121,33 @@ def reach(led: pd.DataFrame) -> str:
     )
 
 
+def with_tokens(table: pd.DataFrame, baseline: str) -> str:
+    """Each model's difference from the baseline at every size (`measure.by_size`), and whether it changes from the smallest to
+    the largest."""
+    said = []
+    for label, rows in table.groupby("label", sort=False):
+        rows = rows.sort_values("parameters")
+        at = [f"{claims.as_number(row.percent, 1, '+')} % at {_tokens(row.parameters)}" for row in rows.itertuples()]
+        said.append(f"**{label}: {claims.joined(at)}**{_change(rows.iloc[-1]) if len(rows) > 1 else ''}.")
+    first, sizes = table.iloc[0], table.groupby("parameters").detectable.median()
+    reach = ", ".join(f"{percent:.1f} % at {_tokens(parameters)}" for parameters, percent in sizes.items())
+    setting = f"after {_tokens(first.tokens)} training tokens, {first.seeds} seeds"
+    return "\n\n".join(
+        [
+            f"Test perplexity against {baseline}, by number of parameters ({setting}):",
+            *said,
+            "A change is that of the ratio of two perplexities. Verdicts and brackets are corrected for all pairs of models of "
+            f"a size. The smallest difference that four of five such comparisons would find is {reach}.",
+        ]
+    )
+
+
+def _change(row: Any) -> str:
+    kinds = {"lower": "a significant fall", "higher": "a significant rise", NO_DIFFERENCE: "no significant change"}
+    change = f"{row.change:+.1f} % [{row.change_low:+.1f}, {row.change_high:+.1f}]".replace("-", "−")
+    return f"; from the smallest to the largest {kinds[row.change_verdict]}, {change}"
+
+
 def sources(table: pd.DataFrame, baseline: str) -> str:
     """What differs between kinds of text (`measure.by_source`): the models whose verdict is not the same on all."""
     parts = []
@@ -157,7 +184,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
     ax.set_xscale("log")
     ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−") if value else "0 %"))
+    ax.yaxis.set_major_formatter(FuncFormatter(_as_percent))
     ax.set(xlabel="training tokens, each read once", ylabel="")
     small = "; small: the other models" if len(last) > len(followed) else ""
     far_off = [f"{label} {claims.as_number(last.percent[label], 0, '+')} %" for label in followed if label not in order]
@@ -195,6 +222,37 @@ def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
                     fontsize=8.5, color=colour, annotation_clip=False)  # fmt: skip
 
 
+def against_tokens(table: pd.DataFrame, baseline: str) -> Figure:
+    """Difference to the baseline by number of parameters: a line for each model, with corrected intervals; hollow where no
+    difference is found."""
+    figure, ax = plt.subplots(figsize=(figures.WIDTH, 4.2))
+    ticks = sorted(table.parameters.unique())
+    ends = [(0.0, baseline, "#333333")]
+    for label, rows in table.groupby("label"):
+        rows = rows.sort_values("parameters")
+        colour = figures.family_colour(rows.family.iloc[0])
+        spread = [rows.percent - rows.low, rows.high - rows.percent]
+        ax.errorbar(rows.parameters, rows.percent, yerr=spread, color=colour, lw=1.6, capsize=3)
+        for row in rows.itertuples():
+            fill = "white" if row.verdict == NO_DIFFERENCE else colour
+            ax.plot(row.parameters, row.percent, "o", ms=6, color=colour, mfc=fill)
+        ends.append((rows.percent.iloc[-1], label, figures.readable(colour)))
+    ax.axhline(0, color="0.35", lw=1)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(_as_percent))
+    ax.set(xlabel="parameters", ylabel="")
+    ax.set_title(f"Test perplexity against {baseline}, with corrected intervals\nhollow: no difference found", fontsize=11)
+    _label_ends(ax, ends, float(ticks[-1]))
+    said = [f"{row.label} {row.percent:+.1f} % at {_tokens(row.parameters)}" for row in table.itertuples()]
+    return figures.set_alt_text(figure, f"Test perplexity against {baseline} by number of parameters: {'; '.join(said)}.")
+
+
+def _as_percent(value: float, _: Any) -> str:
+    return f"{value:+.0f} %".replace("-", "−") if value else "0 %"
+
+
 def source_map(table: pd.DataFrame, baseline: str) -> Figure:
     """One row a model, one column a kind of text: difference to the baseline, bold where significant."""
     order = table.groupby("label").percent.mean().sort_values().index
@@ -230,16 +288,14 @@ def context_use(curves: pd.DataFrame, label: str) -> Figure:
     return figure
 
 
-def table(rows: pd.DataFrame, baseline: str) -> Styler:
-    """One row a model, one column a budget, the largest first, as on a phone one column is seen: the difference to the
-    baseline with its interval; best last budget first."""
+def table(rows: pd.DataFrame, baseline: str, by: str = "tokens") -> Styler:
+    """One row a model, one column a budget (or a size, by `parameters`), the largest first, as on a phone one column is seen:
+    the difference to the baseline with its interval; best last budget first."""
     cells = rows.assign(cell=[tables.marked(row) for row in rows.itertuples()])
-    wide = cells.pivot(index="label", columns="tokens", values="cell")
-    last = rows[rows.tokens == rows.groupby("label").tokens.transform("max")].sort_values(
-        ["tokens", "percent"], ascending=[False, True]
-    )
+    wide = cells.pivot(index="label", columns=by, values="cell")
+    last = rows[rows[by] == rows.groupby("label")[by].transform("max")].sort_values([by, "percent"], ascending=[False, True])
     wide = wide.loc[last.label, wide.columns[::-1]].fillna("–")
-    wide.columns = [f"{_tokens(column)} tokens" for column in wide.columns]
+    wide.columns = [f"{_tokens(column)} {by}" for column in wide.columns]
     wide.index.name = None
     wide.columns.name = f"% against {baseline}"
     return tables.styled(wide)
@@ -249,8 +305,10 @@ def rates(chosen: pd.DataFrame) -> Styler:
     """Validation loss of every model at every learning rate it was tried at, budget by budget; the rate chosen."""
     tried = [column for column in chosen.columns if isinstance(column, float)]
     losses = chosen[tried].rename(columns="{:g}".format).map(lambda loss: "—" if np.isnan(loss) else f"{loss:.3f}")
-    named = chosen[["label", "samples"]].set_axis(["model", "training windows"], axis=1)
-    shown = pd.concat([named.assign(**{"training windows": named["training windows"].map("{:,}".format)}), losses], axis=1)
+    named = pd.DataFrame({"model": chosen.label, "training windows": chosen.samples.map("{:,}".format)})
+    if chosen.preset.nunique() > 1:
+        named.insert(1, "size", chosen.preset)
+    shown = pd.concat([named, losses], axis=1)
     shown["chosen"] = [f"{row.lr:g}{' (the last tried)' if row.at_end else ''}" for row in chosen.itertuples()]
     return tables.styled(shown).hide()
 
