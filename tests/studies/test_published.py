@@ -11,8 +11,7 @@ from pe_core.studies.extrapolation import lengths
 from pe_core.studies.extrapolation import measure as extrapolation
 from pe_core.studies.reversal import measure as reversal
 
-# Speed is measured; of context use, what was read has not been published yet.
-MEASURED_AGAIN = {"speed", "context_use"}
+MEASURED_AGAIN = {"speed"}
 PAGES = sorted({file.stem for file in (ROOT / "book" / "experiments").glob("*.ipynb")} - MEASURED_AGAIN)
 
 
@@ -53,6 +52,14 @@ def test_readings_at_other_lengths(page, study):
     known = [reading for reading in readings if reading.slid]
     assert {reading.length for reading in known} == set(asked["lengths"])
     assert all(len(reading.slid) == len(reading.cut) == len(asked["seeds"]) for reading in known)
+
+
+def test_how_far_back_a_model_reads(study):
+    runs, asked = study("context_use"), given("context_use")
+    table = lengths.context_use(lengths.by_setting(runs), asked["lengths"], asked["windows"])
+    assert set(table.length) == set(asked["lengths"])
+    assert set(table.source) == {"all", *runs[0].data["sources"]}
+    assert not table.isna().to_numpy().any()
 
 
 def test_a_run_of_several_studies_is_the_same_in_each():
