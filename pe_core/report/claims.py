@@ -213,6 +213,22 @@ def use_of_context(record: Record) -> str:
     return f"{record.label}: {found} (95 % interval of the change {as_range(change, ' %', 0)})."
 
 
+def first_and_last(ratios: dict[str, pd.DataFrame], baseline: str) -> str:
+    """How models compare with the baseline where least and where most of the window is known (`comparison.curves` with it)."""
+    said = []
+    for label, curve in ratios.items():
+        ends = [100 * (curve.iloc[n][["perplexity", "low", "high"]] - 1) for n in (0, -1)]
+        early, late = (
+            f"{as_number(e.perplexity, 1, '+')} % [{as_number(e.low, 1, '+')}, {as_number(e.high, 1, '+')}]" for e in ends
+        )
+        said.append(f"{label} {early}, then {late}")
+    first, last = (curve.iloc[n] for n in (0, -1))
+    return (
+        f"Against {baseline}, after {first.end:.0f} token{'s' if first.end > 1 else ''} and after {last.start + 1:.0f} to "
+        f"{last.end:.0f}: {'; '.join(said)}. Brackets here are 95 % intervals over documents, not corrected."
+    )
+
+
 def as_p(value: float) -> str:
     if math.isnan(value):
         return "p unknown"

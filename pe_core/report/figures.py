@@ -7,7 +7,6 @@ for dark pages (light for dark, hues kept). Each carries a description of what i
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, ScalarFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from pe_core import files
 from pe_core.errors import ConfigError, unknown
@@ -38,7 +36,6 @@ FAMILY_COLOURS = {
 }
 _DASHES = ("-", "--", ":", "-.")
 MARKS = "osD^vPX*"
-_BANDS = 3  # lines in a panel of many that still have theirs
 
 
 WIDTH = 5.2  # inches; at 350 pixels, a phone's column, labels are still 10 pixels high
@@ -108,9 +105,9 @@ def _panel(ax: Axes) -> str:
 
 def styles(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Colour and dash of every label in a frame with `label` and `family`: families by colour, members by dash, and by shade
-    where a family (or a `panel`, where the frame has that) has more members than there are dashes."""
+    where a family has more members than there are dashes."""
     chosen = {}
-    for row, nth in _members(frame, "panel" if "panel" in frame else "family"):
+    for row, nth in _members(frame):
         shade = _mixed(family_colour(row.family), "#888888", min(0.3 * (nth // len(_DASHES)), 0.9))
         chosen[row.label] = {"color": shade, "linestyle": _DASHES[nth % len(_DASHES)]}
     return chosen
@@ -120,13 +117,13 @@ def marks(frame: pd.DataFrame) -> dict[str, str]:
     """The mark of every label in a frame with `label` and `family`. With the dash that `styles` gives it, it tells apart 32
     members of a family that all have the family's own colour."""
     # No pair of mark and dash comes twice.
-    return {row.label: MARKS[(nth + nth // len(_DASHES)) % len(MARKS)] for row, nth in _members(frame, "family")}
+    return {row.label: MARKS[(nth + nth // len(_DASHES)) % len(MARKS)] for row, nth in _members(frame)}
 
 
-def _members(frame: pd.DataFrame, beside: str) -> Iterator[tuple[Any, int]]:
-    """Each label's first row, and its number among the labels with the same value of column `beside`."""
+def _members(frame: pd.DataFrame) -> Iterator[tuple[Any, int]]:
+    """Each label's first row, and its number among the labels of its family."""
     first = frame.drop_duplicates("label")
-    return zip(first.itertuples(), first.groupby(beside, observed=True, dropna=False).cumcount(), strict=True)
+    return zip(first.itertuples(), first.groupby("family", observed=True, dropna=False).cumcount(), strict=True)
 
 
 def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> Figure:
@@ -156,66 +153,53 @@ def position_curves(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str,
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
     _position_curves(ax, curves, styles, ranges)
     ax.set(title="Perplexity by position")
-    _name(ax, [(curve.perplexity.iloc[-1], label) for label, curve in curves.items()], styles)
+    _name_curves(ax, curves, styles)
     return figure
 
 
-def position_panels(
-    curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], families: dict[str, str], ranges: Sequence[int] = ()
+def position_differences(
+    ratios: dict[str, pd.DataFrame], baseline: str, styles: dict[str, dict[str, Any]], ranges: Sequence[int] = ()
 ) -> Figure:
-    """`position_curves`, one panel for each family.
-
-    Args:
-        families: of each label.
-    """
-    figure, panels = stacked_panels([families[label] for label in curves])
-    for family, ax in panels.items():
-        within = {label: curve for label, curve in curves.items() if families[label] == family}
-        _position_curves(ax, within, styles, ranges, bands=len(within) <= _BANDS)
-        for nth, line in enumerate(line for line in ax.lines if line.get_label() in curves):
-            line.set(marker=MARKS[nth % len(MARKS)], markersize=4)
-        ax.set(title=family)
-        panel_legend(ax)
+    """Perplexity by position in percent against the baseline's (ratios: `comparison.curves` with it), with 95 % bands over
+    documents."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
+    columns = ["perplexity", "low", "high"]
+    percents = {label: curve.assign(**(100 * (curve[columns] - 1))) for label, curve in ratios.items()}
+    _position_curves(ax, percents, styles, ranges, percent=True)
+    ax.set(title=f"Perplexity by position against {baseline}, %")
+    _name_curves(ax, percents, styles)
     return figure
-
-
-def stacked_panels(of_each: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
-    """A panel for each name, one below the other, with the same vertical axis and room for a legend below each.
-
-    Args:
-        of_each: the panel of each line.
-    """
-    lines = Counter(of_each)
-    height = sum(2.3 + 0.19 * math.ceil(count / 2) for count in lines.values())
-    figure, axes = plt.subplots(len(lines), 1, sharey=True, squeeze=False, figsize=(WIDTH, 0.5 + height))
-    return figure, dict(zip(lines, axes.flat, strict=True))
-
-
-def panel_legend(ax: Axes) -> None:
-    """Two columns, a fixed way below the panel: under the name of its axis, however high it is."""
-    assert isinstance(ax.figure, Figure)
-    below = ax.transAxes + ScaledTranslation(0, -38 / 72, ax.figure.dpi_scale_trans)
-    ax.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, borderaxespad=0, ncols=2)
 
 
 def _position_curves(
-    ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], bands: bool = True
+    ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], percent: bool = False
 ) -> None:
     faint = min(0.15, 0.4 / len(curves))  # bands overlap: models share the documents that differ
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
         ax.plot(seen, curve.perplexity, label=label, **styles[label])
-        if bands:
-            ax.fill_between(seen, curve.low, curve.high, color=styles[label]["color"], alpha=faint, lw=0)
+        ax.fill_between(seen, curve.low, curve.high, color=styles[label]["color"], alpha=faint, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
-    ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="log")
+    ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="linear" if percent else "log")
     start, end = min(curve.start.min() for curve in curves.values()), max(curve.end.max() for curve in curves.values())
     ticks = [2**n for n in range(24) if start < 2**n <= end]
     ax.set_xticks(ticks if len(ticks) <= 10 else ticks[::2])
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    plain_log(ax)
+    if percent:
+        ax.axhline(0, color="0.35", lw=1)
+    else:
+        plain_log(ax)
+
+
+def _name_curves(ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]]) -> None:
+    ends = [(float(curve.perplexity.iloc[-1]), label) for label, curve in curves.items()]
+    short = len(ends) <= 4 and all(len(label) <= 16 for _, label in ends)
+    if len(ends) <= 14:
+        _name_ends(ax, ends, styles, size=12 if short else 10)
+    else:
+        _name(ax, ends, styles)
 
 
 def forest(table: pd.DataFrame, baseline: str) -> Figure:
@@ -358,20 +342,33 @@ def _name(ax: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, A
         figure_legend(ax.figure, [Line2D([], [], label=label, **styles[label]) for _, label in ends])
 
 
-def _name_ends(ax: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, Any]]) -> None:
-    """Each line's label in the right margin, at its end's height or just above the label below it."""
+def _name_ends(ax: Axes, ends: list[tuple[float, str]], styles: dict[str, dict[str, Any]], size: float = 12) -> None:
+    """Each line's label in the right margin, at its end's height or as near to it as the others leave room."""
     figure = ax.figure
     figure.canvas.draw()  # the layout must be settled before heights on paper can be compared
-    right, height, lowest = ax.get_xlim()[1], 14.0, -math.inf
-    for value, label in sorted(ends):
-        y = float(ax.transData.transform((right, value))[1])
-        lowest = max(y, lowest + height * figure.dpi / 72)
+    right = ax.get_xlim()[1]
+    ends = sorted(ends)
+    at = [float(ax.transData.transform((right, value))[1]) * 72 / figure.dpi for value, _ in ends]
+    for (value, label), wanted, y in zip(ends, at, _spread(at, 1.2 * size), strict=True):
         ax.annotate(
             label,
             (right, value),
-            xytext=(6, (lowest - y) * 72 / figure.dpi),
+            xytext=(6, y - wanted),
             textcoords="offset points",
             va="center",
+            fontsize=size,
             color=readable(styles[label]["color"]),
             annotation_clip=False,
         )
+
+
+def _spread(heights: list[float], step: float) -> list[float]:
+    """Rising heights moved apart to at least `step`, each group that touches about its own middle."""
+    groups: list[tuple[float, int]] = []  # middle and number of members
+    for height in heights:
+        middle, count = height, 1
+        while groups and middle - groups[-1][0] < step * (count + groups[-1][1]) / 2:
+            other, more = groups.pop()
+            middle, count = (middle * count + other * more) / (count + more), count + more
+        groups.append((middle, count))
+    return [middle + step * (n - (count - 1) / 2) for middle, count in groups for n in range(count)]

@@ -109,6 +109,28 @@ def test_frame_sentences_tables_and_figures(trained):
         figures.plt.close(figure)
 
 
+def test_positions_against_a_baseline(trained):
+    """At every range the ratio of the two perplexities, over the seeds that both have; the figure shows it in percent."""
+    found = comparison.groups(trained)
+    ratios, curves = comparison.curves(found, "RoPE"), comparison.curves(found)
+    assert list(ratios) == [label for label in found if label != "RoPE"]
+    for label, ratio in ratios.items():
+        np.testing.assert_allclose(ratio.perplexity, curves[label].perplexity / curves["RoPE"].perplexity, rtol=1e-9)
+        assert (ratio.low <= ratio.perplexity + 1e-9).all()
+        assert (ratio.perplexity <= ratio.high + 1e-9).all()
+    styles = figures.styles(records.frame(trained))
+    figure = figures.position_differences(ratios, "RoPE", styles)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    for label, ratio in ratios.items():
+        np.testing.assert_allclose(lines[label], 100 * (ratio.perplexity - 1))
+    figures.plt.close(figure)
+    said = claims.first_and_last(ratios, "RoPE")
+    assert said.startswith("Against RoPE, after 1 token and after 29 to 32: NoPE +35.0 % [+35.0, +35.0], then +35.0 % [")
+    fewer = {**found, "NoPE": found["NoPE"][:2]}
+    one = comparison.curves({label: group[:2] for label, group in found.items()}, "RoPE")["NoPE"]
+    pd.testing.assert_frame_equal(comparison.curves(fewer, "RoPE")["NoPE"], one)
+
+
 def test_one_seed_is_said(tmp_path):
     trained = [made(tmp_path / name, name, label, noise=0.01) for name, label in (("rope", "RoPE"), ("none", "NoPE"))]
     said = claims.ranking(comparison.frame(comparison.groups(trained), "RoPE"), "RoPE")

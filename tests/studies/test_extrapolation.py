@@ -1,6 +1,7 @@
 """Longer contexts than the one trained at: the same tokens at every length, and what is said of them."""
 
 import contextlib
+import itertools
 import math
 
 import numpy as np
@@ -213,17 +214,26 @@ def test_what_is_not_published_needs_the_weights(trained, tmp_path):
 
 def test_figures_tables_and_words(readings, trained):
     table, styles = measure.frame(readings), figures.styles(measure.frame(readings))
-    panels = dict(zip(table.label, table.panel, strict=True))
-    everyone = list(dict.fromkeys(table.panel))
-    assert "rotary, stretched" in everyone
-    figure = figures.position_panels(measure.curves(readings), styles, panels, [16])
+    curves = measure.curves(readings)
+    figure = figures.position_curves(curves, styles, [16])
     figure.canvas.draw()
-    shown = [ax.get_title() or ax.get_title("left") for ax in figure.axes]
-    assert shown == [panel for panel in everyone if panel in shown]
-    assert len(shown) >= 3
-    for ax in figure.axes:  # no legend over the name of the axis above it
-        legend, name = (part.get_window_extent() for part in (ax.get_legend(), ax.xaxis.label))
-        assert legend.y1 <= name.y0
+    names = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    assert set(names) == set(curves)
+    lowest_first = sorted(curves, key=lambda label: curves[label].perplexity.iloc[-1])
+    assert sorted(names, key=lambda label: names[label].y0) == lowest_first
+    assert all(names[below].y1 <= names[above].y0 + 1 for below, above in itertools.pairwise(lowest_first))
+    plt.close(figure)
+    of = next(iter(curves))
+    ratios = measure.curves(readings, of)
+    assert list(ratios) == [label for label in curves if label != of]
+    common = set.intersection(*(set(reading.cut) for reading in readings if reading.label in curves and reading.cut))
+    same = [one._replace(cut={seed: one.cut[seed] for seed in common} if one.cut else {}) for one in readings]
+    curves = measure.curves(same)
+    for label, ratio in ratios.items():
+        whole = curves[of].set_index("start").perplexity
+        np.testing.assert_allclose(ratio.perplexity, curves[label].perplexity / whole[ratio.start].to_numpy(), rtol=1e-9)
+    figure = figures.position_differences(ratios, of, styles, [16])
+    assert f"by position against {of}, %" in figures.describe(figure)
     plt.close(figure)
     paths = measure.paths(readings)
     figure = report.length_map(paths, 16)

@@ -192,3 +192,41 @@ def test_figures_and_tables_say_what_they_show(trained, budgets):
     assert isinstance(measure.context_use(budgets, "RoPE 100 %"), pd.DataFrame)
     assert "▲" in report.table(table, "RoPE 100 %").to_html()
     assert "0.002" in report.rates(measure.rates(trained)).to_html()
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """What is put in as more text for the other tests, as more parameters."""
+    runs = []
+    for preset, parameters, like in (("micro", 7_000_000, 1_600), ("nano", 1_800_000, 100)):
+        for seed, label in itertools.product((42, 43, 44), ("RoPE 100 %", "NoPE", "FoX")):
+            record = make(tmp_path_factory.mktemp("sizes"), label, like, seed)
+            config, data = {**record.config, "samples": 100, "preset": preset}, {**record.data, "windows": {"train": 100}}
+            runs.append(record.model_copy(update={"config": config, "data": data, "parameters": parameters}))
+    return measure.by_size(runs)
+
+
+def test_differences_by_size(sizes):
+    assert list(sizes) == ["nano", "micro"], "fewest parameters first"
+    table = measure.differences(sizes, "RoPE 100 %").set_index(["parameters", "label"])
+    assert table.percent[1_800_000, "NoPE"] == pytest.approx(100 * np.expm1(0.10), abs=0.5)
+    assert table.percent[7_000_000, "NoPE"] == pytest.approx(100 * np.expm1(0.20), abs=0.5)
+    assert table.change[7_000_000, "NoPE"] == pytest.approx(100 * np.expm1(0.10), abs=0.5)
+    assert table.change_verdict[7_000_000, "NoPE"] == "higher"
+    assert table.change_verdict[7_000_000, "FoX"] == comparison.NO_DIFFERENCE
+
+
+def test_what_is_said_and_shown_of_sizes(sizes):
+    table = measure.differences(sizes, "RoPE 100 %")
+    said = report.with_size(table, "RoPE 100 %")
+    assert re.search(
+        r"\*\*NoPE: \+1\d\.\d % at 1\.8 M and \+2\d\.\d % at 7\.0 M\*\*; from the smallest to the largest a significant rise",
+        said,
+    )
+    assert re.search(r"FoX: .*; from the smallest to the largest no significant change", said)
+    assert "nan" not in report.with_size(table[table.parameters == 1_800_000], "RoPE 100 %")
+    figure = report.against_size(table, "RoPE 100 %")
+    assert {"RoPE 100 %", "NoPE", "FoX"} <= {text.get_text() for text in figure.axes[0].texts}
+    assert "NoPE +10" in figure.alt_text
+    shown = report.table(table, "RoPE 100 %", "parameters").to_html()
+    assert shown.index("7.0 M parameters") < shown.index("1.8 M parameters")

@@ -23,7 +23,7 @@ from pe_core.stats import Estimate, Paired
 from pe_core.studies.extrapolation import lengths
 
 _VERSION = 1  # part of the file's name: raise it when the code below measures something else
-_ABOUT = ("label", "family", "panel", "trained_at", "length")
+_ABOUT = ("label", "family", "trained_at", "length")
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
@@ -43,11 +43,6 @@ class Reading(NamedTuple):
     cut: dict[int, HeldOut]
     slid: dict[int, HeldOut]
     remark: str = ""
-
-    @property
-    def panel(self) -> str:
-        """Where figures show it: with its family, those whose encoding is another one than they were trained with apart."""
-        return f"{self.family}, stretched" if self.remark else self.family
 
 
 def windows(record: Record, longest: int) -> int:
@@ -174,7 +169,7 @@ def frame(readings: Sequence[Reading]) -> pd.DataFrame:
     """Three rows for each reading, one for each way to measure, the mean over seeds with intervals over documents.
 
     Returns:
-        columns label, family, panel, trained_at, length, measure (`non-overlapping`, `sliding window`, `last tokens`),
+        columns label, family, trained_at, length, measure (`non-overlapping`, `sliding window`, `last tokens`),
         perplexity, low, high, bits, bits_low, bits_high (per byte); NaN where an encoding has no such positions.
     """
     rows, tokens = [], scored(readings)
@@ -238,7 +233,7 @@ def paths(readings: Sequence[Reading]) -> pd.DataFrame:
     by seed and document, with Holm's correction for the models of each length.
 
     Returns:
-        columns label, family, panel, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions
+        columns label, family, trained_at, length, percent, low, high, p, p_holm, differs; models without such positions
         are left out.
     """
     tokens, own = scored(readings), {reading.label: reading for reading in readings if reading.length == reading.trained_at}
@@ -254,16 +249,21 @@ def _about(reading: Reading) -> dict[str, Any]:
     return {name: getattr(reading, name) for name in _ABOUT}
 
 
-def curves(readings: Sequence[Reading]) -> dict[str, pd.DataFrame]:
+def curves(readings: Sequence[Reading], baseline: str | None = None) -> dict[str, pd.DataFrame]:
     """Perplexity by position in the longest windows for each model (`metrics.position_curve`), the mean over seeds. From a
-    quarter of the trained length on: before, each position has few tokens, and no model has met anything new."""
+    quarter of the trained length on: before, each position has few tokens, and no model has met anything new. With a baseline,
+    and but for it: their ratio to the baseline's, of the same seeds and windows."""
     longest = max(reading.length for reading in readings)
-    found = {}
-    for reading in readings:
-        if reading.length == longest and reading.cut:
-            curve = metrics.position_curve(comparison.pool(list(reading.cut.values())))
-            found[reading.label] = curve[curve.start >= reading.trained_at // 4]
-    return found
+    found = {reading.label: reading for reading in readings if reading.length == longest and reading.cut}
+    common = set.intersection(*(set(reading.cut) for reading in found.values())) if found else set()
+    pools = {
+        label: comparison.pool([part for seed, part in reading.cut.items() if seed in common or baseline is None])
+        for label, reading in found.items()
+    }
+    if of := pools.pop(baseline or "", None):
+        pools = {label: ours._replace(losses=ours.losses - of.losses) for label, ours in pools.items()}
+    drawn = {label: metrics.position_curve(heldout) for label, heldout in pools.items()}
+    return {label: curve[curve.start >= found[label].trained_at // 4] for label, curve in drawn.items()}
 
 
 def _ends(reading: Reading, tokens: int) -> dict[int, HeldOut]:

@@ -68,16 +68,6 @@ def repeat(searched: Sequence[Record], seeds: Iterable[int], **options: Any) -> 
     return [*chosen, *(sweep(others, **options) if others else [])]
 
 
-def with_rates_of(searched: Sequence[Record], models: Iterable[str], seeds: Iterable[int]) -> list[Experiment]:
-    """`models` (by short name) with each seed, in all else as the runs of one model that a search chose: at its rates."""
-    return [
-        Experiment(**{**record.config, "options": {}, **recipes.model(name), "seed": seed})
-        for record in comparison.at_chosen_rates(searched)
-        for seed in seeds
-        for name in models
-    ]
-
-
 def rates(searched: Iterable[Record]) -> pd.DataFrame:
     """What a search found: for each model and budget its validation loss at each rate, and the rate with the lowest.
 

@@ -121,7 +121,7 @@ def reach(led: pd.DataFrame) -> str:
     )
 
 
-def with_tokens(table: pd.DataFrame, baseline: str) -> str:
+def with_size(table: pd.DataFrame, baseline: str) -> str:
     """Each model's difference from the baseline at every size (`measure.by_size`), and whether it changes from the smallest to
     the largest."""
     said = []
@@ -222,7 +222,7 @@ def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
                     fontsize=8.5, color=colour, annotation_clip=False)  # fmt: skip
 
 
-def against_tokens(table: pd.DataFrame, baseline: str) -> Figure:
+def against_size(table: pd.DataFrame, baseline: str) -> Figure:
     """Difference to the baseline by number of parameters: a line for each model, with corrected intervals; hollow where no
     difference is found."""
     figure, ax = plt.subplots(figsize=(figures.WIDTH, 4.2))
