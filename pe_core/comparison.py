@@ -315,6 +315,6 @@ def curves(found: Groups, baseline: str | None = None) -> dict[str, pd.DataFrame
     """Perplexity by position for each group: see `metrics.position_curve`. With a baseline, and but for it: their ratio to the
     baseline's, of the same seeds and documents."""
     pools = {label: pooled(group) for label, group in (of_common_seeds(found) if baseline else found).items()}
-    if of := pools.pop(baseline or "", None):
-        pools = {label: ours._replace(losses=ours.losses - of.losses) for label, ours in pools.items()}
+    of = pools.pop(baseline) if baseline else None
+    pools = {label: ours._replace(losses=ours.losses - of.losses) if of else ours for label, ours in pools.items()}
     return {label: metrics.position_curve(heldout) for label, heldout in pools.items()}

@@ -117,7 +117,7 @@ class Experiment(Strict):
     """`on` or `off`; `auto` is on where there is a C++ compiler."""
 
     def resolved(self) -> Self:
-        """This experiment with every `auto` and `None` replaced by the value that will be used here."""
+        """This experiment with every `auto` and `None` replaced by what will be used; the preset's `vocab_size` is `None`."""
         # Here and below, not above: they load torch, which a list of settings does without.
         from pe_core import encodings, hardware
 

@@ -62,8 +62,12 @@ def sentence_scale(trained: list[Record]) -> str:
     record, seeds = trained[0], len({record.config["seed"] for record in trained})
     return (
         f"{record.parameters / 1e6:.1f} M parameters, {record.data['windows']['train']:,} training windows of "
-        f"{record.experiment.seq_len} tokens, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+        f"{record.experiment.seq_len} tokens, {number_of_seeds(seeds)}"
     )
+
+
+def number_of_seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"
 
 
 def ranking(table: pd.DataFrame, baseline: str) -> str:
@@ -214,7 +218,8 @@ def use_of_context(record: Record) -> str:
 
 
 def first_and_last(ratios: dict[str, pd.DataFrame], baseline: str) -> str:
-    """How models compare with the baseline where least and where most of the window is known (`comparison.curves` with it)."""
+    """How models compare with the baseline where least and where most of the window is known (`comparison.curves` with it);
+    nothing where there is no other model."""
     said = []
     for label, curve in ratios.items():
         ends = [100 * (curve.iloc[n][["perplexity", "low", "high"]] - 1) for n in (0, -1)]
@@ -222,10 +227,13 @@ def first_and_last(ratios: dict[str, pd.DataFrame], baseline: str) -> str:
             f"{as_number(e.perplexity, 1, '+')} % [{as_number(e.low, 1, '+')}, {as_number(e.high, 1, '+')}]" for e in ends
         )
         said.append(f"{label} {early}, then {late}")
-    first, last = (curve.iloc[n] for n in (0, -1))
+    if not said:
+        return ""
+    first, last = (next(iter(ratios.values())).iloc[n] for n in (0, -1))
     return (
         f"Against {baseline}, after {first.end:.0f} token{'s' if first.end > 1 else ''} and after {last.start + 1:.0f} to "
-        f"{last.end:.0f}: {'; '.join(said)}. Brackets here are 95 % intervals over documents, not corrected."
+        f"{last.end:.0f}: {'; '.join(said)}. Brackets here are 95 % intervals over documents alone: they leave out what "
+        "another seed would change, and are not corrected for the number of models."
     )
 
 

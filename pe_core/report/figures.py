@@ -150,10 +150,8 @@ def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) ->
 
 def position_curves(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
     """Perplexity by position in the window (logarithmic), with 95 % bands over documents."""
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
-    _position_curves(ax, curves, styles, ranges)
-    ax.set(title="Perplexity by position")
-    _name_curves(ax, curves, styles)
+    figure = _position_curves(curves, styles, ranges, "Perplexity by position", "log")
+    plain_log(figure.axes[0])
     return figure
 
 
@@ -161,45 +159,49 @@ def position_differences(
     ratios: dict[str, pd.DataFrame], baseline: str, styles: dict[str, dict[str, Any]], ranges: Sequence[int] = ()
 ) -> Figure:
     """Perplexity by position in percent against the baseline's (ratios: `comparison.curves` with it), with 95 % bands over
-    documents."""
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
+    documents. Beyond 100 % the scale is logarithmic."""
     columns = ["perplexity", "low", "high"]
     percents = {label: curve.assign(**(100 * (curve[columns] - 1))) for label, curve in ratios.items()}
-    _position_curves(ax, percents, styles, ranges, percent=True)
-    ax.set(title=f"Perplexity by position against {baseline}, %")
-    _name_curves(ax, percents, styles)
+    far = any(curve.perplexity.max() > 100 for curve in percents.values())
+    figure = _position_curves(
+        percents, styles, ranges, f"Perplexity by position against {baseline}, %", "symlog" if far else "linear"
+    )
+    ax = figure.axes[0]
+    if far:
+        ax.set_yscale("symlog", linthresh=100)
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.axhline(0, color="0.35", lw=1)
     return figure
 
 
+_NAMED = 14  # so many labels fit beside a figure; of more there is a legend, for which the figure grows
+
+
 def _position_curves(
-    ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], percent: bool = False
-) -> None:
-    faint = min(0.15, 0.4 / len(curves))  # bands overlap: models share the documents that differ
+    curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], title: str, scale: str
+) -> Figure:
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.2 + (0.23 * len(curves) if len(curves) > _NAMED else 0)))
+    ax.set(title=title, xlabel="tokens the model has seen", ylabel="", xscale="log", yscale=scale)
+    faint = min(0.15, 0.4 / max(len(curves), 1))  # bands overlap: models share the documents that differ
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token
         ax.plot(seen, curve.perplexity, label=label, **styles[label])
         ax.fill_between(seen, curve.low, curve.high, color=styles[label]["color"], alpha=faint, lw=0)
     for edge in ranges:
         ax.axvline(edge, color="0.8", lw=0.8, zorder=0)
-    ax.set(xlabel="tokens the model has seen", ylabel="", xscale="log", yscale="linear" if percent else "log")
-    start, end = min(curve.start.min() for curve in curves.values()), max(curve.end.max() for curve in curves.values())
+    start = min((curve.start.min() for curve in curves.values()), default=0)
+    end = max((curve.end.max() for curve in curves.values()), default=1)
     ticks = [2**n for n in range(24) if start < 2**n <= end]
     ax.set_xticks(ticks if len(ticks) <= 10 else ticks[::2])
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(NullFormatter())
-    if percent:
-        ax.axhline(0, color="0.35", lw=1)
-    else:
-        plain_log(ax)
-
-
-def _name_curves(ax: Axes, curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]]) -> None:
     ends = [(float(curve.perplexity.iloc[-1]), label) for label, curve in curves.items()]
     short = len(ends) <= 4 and all(len(label) <= 16 for _, label in ends)
-    if len(ends) <= 14:
+    if len(ends) <= _NAMED:
         _name_ends(ax, ends, styles, size=12 if short else 10)
     else:
         _name(ax, ends, styles)
+    return figure
 
 
 def forest(table: pd.DataFrame, baseline: str) -> Figure:

@@ -66,6 +66,9 @@ def say(*sentences: str) -> None:
     display(Markdown(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", "\n\n".join(sentences))))
 
 
+_TRAIN = ("sweep(", "measure.search(")  # what a cell that trains calls
+
+
 def source() -> Any:
     """The parameters and the cells that trained, as they ran: for the end of a page, where its code is not in the way."""
     from IPython.core.getipython import get_ipython
@@ -73,7 +76,9 @@ def source() -> Any:
 
     shell = get_ipython()
     cells = [cell for cell in (shell.user_ns.get("In", []) if shell else []) if cell]
-    shown = [cell for n, cell in enumerate(cells) if n == 0 or cell.startswith(_INJECTED) or "sweep(" in cell]
+    shown = [
+        cell for n, cell in enumerate(cells) if n == 0 or cell.startswith(_INJECTED) or any(call in cell for call in _TRAIN)
+    ]
     code = "\n\n".join(cell.strip() for cell in shown)
     return Markdown(f"<details><summary>Parameters and training</summary>\n\n```python\n{code}\n```\n\n</details>")
 

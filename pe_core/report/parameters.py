@@ -186,4 +186,16 @@ def _combinations_fit(values: Values) -> None:
             raise ConfigError(f"combinations: {shown(name)}: {error}") from None
 
 
-_TOGETHER = (_baseline_is_trained, _lengths_divide, _placebo_is_a_pair, _combinations_fit)
+def _sizes_differ(values: Values) -> None:
+    shapes: dict[Any, str] = {}
+    for name in values.get("presets", ()):
+        preset = PRESETS[name]
+        shape = (preset.hidden, preset.layers, preset.heads)
+        if shape in shapes:
+            raise ConfigError(
+                f"presets='{name}': with one vocabulary this is the size of '{shapes[shape]}', which is given too"
+            )
+        shapes[shape] = name
+
+
+_TOGETHER = (_baseline_is_trained, _sizes_differ, _lengths_divide, _placebo_is_a_pair, _combinations_fit)

@@ -126,9 +126,29 @@ def test_positions_against_a_baseline(trained):
     figures.plt.close(figure)
     said = claims.first_and_last(ratios, "RoPE")
     assert said.startswith("Against RoPE, after 1 token and after 29 to 32: NoPE +35.0 % [+35.0, +35.0], then +35.0 % [")
+    with pytest.raises(KeyError, match="typo"):
+        comparison.curves(found, "typo")
+    alone = comparison.curves({"RoPE": found["RoPE"]}, "RoPE")
+    assert claims.first_and_last(alone, "RoPE") == ""
+    assert figures.position_differences(alone, "RoPE", styles).axes[0].get_title(loc="left")
+    figures.plt.close()
     fewer = {**found, "NoPE": found["NoPE"][:2]}
     one = comparison.curves({label: group[:2] for label, group in found.items()}, "RoPE")["NoPE"]
     pd.testing.assert_frame_equal(comparison.curves(fewer, "RoPE")["NoPE"], one)
+
+
+def test_many_lines_have_a_legend_that_leaves_the_figure_its_height():
+    seen = pd.DataFrame({"start": [0, 1, 3], "end": [1, 3, 7], "perplexity": [1.0, 1.1, 1.2]})
+    curves = {f"model {n}": seen.assign(low=seen.perplexity - 0.01, high=seen.perplexity + 0.01) + n / 50 for n in range(34)}
+    styles = figures.styles(pd.DataFrame({"label": list(curves), "family": "rotary"}))
+    figure = figures.position_differences(curves, "RoPE", styles)
+    figure.canvas.draw()
+    assert len(figure.legends[0].get_texts()) == 34
+    assert figure.axes[0].get_window_extent().height > 200
+    figures.plt.close(figure)
+    curves["model 3"] = curves["model 3"] * 10
+    assert figures.position_differences(curves, "RoPE", styles).axes[0].get_yscale() == "symlog"
+    figures.plt.close()
 
 
 def test_one_seed_is_said(tmp_path):

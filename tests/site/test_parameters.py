@@ -15,9 +15,9 @@ from papermill.translators import PythonTranslator
 import pe_core
 from pe_core import ENCODINGS, paths
 from pe_core.encodings import build
-from pe_core.errors import LabError
+from pe_core.errors import ConfigError, LabError
 from pe_core.launch import processes
-from pe_core.report import notebook
+from pe_core.report import notebook, parameters
 from pe_core.schema import Shape
 from pe_core.studies.ranking import measure as ranking
 
@@ -151,6 +151,11 @@ def test_a_list_may_hold_none_beside_numbers():
     path = ROOT / "notebooks/context_use.ipynb"
     for given in ("None,512", "null,5.12e2", [None, "512"], ["None", 512]):
         assert notebook.check(defaults(path), {"vocabularies": given}) == {"vocabularies": [None, 512]}
+
+
+def test_two_names_of_one_size_are_refused():
+    with pytest.raises(ConfigError, match="presets='pythia-31m': with one vocabulary this is the size of 'micro'"):
+        parameters.allowed({"presets": ["nano", "micro", "pythia-31m"]})
 
 
 NUMBERS = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e-300, 10**400, 10**30, -1, 0, 2**31, 2**64, True, None, "", [], {}]

@@ -232,6 +232,8 @@ def test_figures_tables_and_words(readings, trained):
     for label, ratio in ratios.items():
         whole = curves[of].set_index("start").perplexity
         np.testing.assert_allclose(ratio.perplexity, curves[label].perplexity / whole[ratio.start].to_numpy(), rtol=1e-9)
+    with pytest.raises(RecordError, match=r"baseline.*typo"):
+        measure.curves(readings, "typo")
     figure = figures.position_differences(ratios, of, styles, [16])
     assert f"by position against {of}, %" in figures.describe(figure)
     plt.close(figure)

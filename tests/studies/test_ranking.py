@@ -219,11 +219,18 @@ def test_differences_by_size(sizes):
 def test_what_is_said_and_shown_of_sizes(sizes):
     table = measure.differences(sizes, "RoPE 100 %")
     said = report.with_size(table, "RoPE 100 %")
-    assert re.search(
-        r"\*\*NoPE: \+1\d\.\d % at 1\.8 M and \+2\d\.\d % at 7\.0 M\*\*; from the smallest to the largest a significant rise",
-        said,
+    lead = r"\*\*NoPE's test perplexity against RoPE 100 %, .*: \+1\d\.\d % at 1\.8 M and \+2\d\.\d % at 7\.0 M\*\* \(.*\)\."
+    assert re.match(lead + r" From the smallest to the largest model the gap grows significantly: \+1", said)
+    assert re.search(r"\*\*FoX: .*\*\*\. From the smallest to the largest model no significant change", said)
+    back = report.with_size(
+        table.assign(parameters=8_800_000 - table.parameters, change_verdict="lower", change=1.0), "RoPE 100 %"
     )
-    assert re.search(r"FoX: .*; from the smallest to the largest no significant change", said)
+    assert "the gap shrinks significantly" in back
+    assert "difference changes sign" in report.with_size(
+        table.assign(percent=table.percent * (table.parameters - 2e6)), "RoPE 100 %"
+    )
+    assert "one seed)" in report.with_size(table.assign(seeds=1), "RoPE 100 %")
+    assert "single seed" in report.with_size(table.assign(seeds=1), "RoPE 100 %")
     assert "nan" not in report.with_size(table[table.parameters == 1_800_000], "RoPE 100 %")
     figure = report.against_size(table, "RoPE 100 %")
     assert {"RoPE 100 %", "NoPE", "FoX"} <= {text.get_text() for text in figure.axes[0].texts}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from pe_core import comparison, encodings, metrics, progress, records, stats
-from pe_core.errors import ConfigError, LabError, RecordError
+from pe_core.errors import ConfigError, LabError, RecordError, unknown
 from pe_core.launch import processes
 from pe_core.metrics import HeldOut
 from pe_core.records import Record
@@ -260,7 +260,10 @@ def curves(readings: Sequence[Reading], baseline: str | None = None) -> dict[str
         label: comparison.pool([part for seed, part in reading.cut.items() if seed in common or baseline is None])
         for label, reading in found.items()
     }
-    if of := pools.pop(baseline or "", None):
+    if baseline is not None:
+        if baseline not in pools:
+            raise RecordError(unknown("baseline", baseline, pools))
+        of = pools.pop(baseline)
         pools = {label: ours._replace(losses=ours.losses - of.losses) for label, ours in pools.items()}
     drawn = {label: metrics.position_curve(heldout) for label, heldout in pools.items()}
     return {label: curve[curve.start >= found[label].trained_at // 4] for label, curve in drawn.items()}

@@ -124,28 +124,39 @@ def reach(led: pd.DataFrame) -> str:
 def with_size(table: pd.DataFrame, baseline: str) -> str:
     """Each model's difference from the baseline at every size (`measure.by_size`), and whether it changes from the smallest to
     the largest."""
-    said = []
-    for label, rows in table.groupby("label", sort=False):
-        rows = rows.sort_values("parameters")
-        at = [f"{claims.as_number(row.percent, 1, '+')} % at {_tokens(row.parameters)}" for row in rows.itertuples()]
-        said.append(f"**{label}: {claims.joined(at)}**{_change(rows.iloc[-1]) if len(rows) > 1 else ''}.")
-    first, sizes = table.iloc[0], table.groupby("parameters").detectable.median()
+    said: list[str] = []
+    seeds = claims.number_of_seeds(table.seeds.min())
+    for label, rows in table.sort_values("parameters").groupby("label", sort=False):
+        at = [_at_size(row) for row in rows.itertuples()]
+        what = "" if said else f"'s test perplexity against {baseline}, by number of parameters"
+        setting = "" if said else f" (after {_tokens(rows.tokens.iloc[0])} training tokens, {seeds})"
+        change = _change(rows.iloc[0], rows.iloc[-1]) if len(rows) > 1 else ""
+        said.append(f"**{label}{what}: {claims.joined(at)}**{setting}.{change}")
+    sizes = table.groupby("parameters").detectable.median()
     reach = ", ".join(f"{percent:.1f} % at {_tokens(parameters)}" for parameters, percent in sizes.items())
-    setting = f"after {_tokens(first.tokens)} training tokens, {first.seeds} seeds"
+    alone = " With a single seed nothing here says what another seed would change." if table.seeds.min() == 1 else ""
     return "\n\n".join(
         [
-            f"Test perplexity against {baseline}, by number of parameters ({setting}):",
             *said,
             "A change is that of the ratio of two perplexities. Verdicts and brackets are corrected for all pairs of models of "
-            f"a size. The smallest difference that four of five such comparisons would find is {reach}.",
+            "a size. The smallest difference from the baseline that four of five such comparisons would find is, as a median, "
+            f"{reach}.{alone}",
         ]
     )
 
 
-def _change(row: Any) -> str:
-    kinds = {"lower": "a significant fall", "higher": "a significant rise", NO_DIFFERENCE: "no significant change"}
-    change = f"{row.change:+.1f} % [{row.change_low:+.1f}, {row.change_high:+.1f}]".replace("-", "−")
-    return f"; from the smallest to the largest {kinds[row.change_verdict]}, {change}"
+def _at_size(row: Any) -> str:
+    unsure = " (no difference found)" if row.verdict == NO_DIFFERENCE else ""
+    return f"{claims.as_number(row.percent, 1, '+')} % at {_tokens(row.parameters)}{unsure}"
+
+
+def _change(smallest: Any, largest: Any) -> str:
+    change = f"{largest.change:+.1f} % [{largest.change_low:+.1f}, {largest.change_high:+.1f}]".replace("-", "−")
+    if largest.change_verdict == NO_DIFFERENCE:
+        return f" From the smallest to the largest model no significant change: {change}."
+    grows = "grows" if abs(largest.percent) > abs(smallest.percent) else "shrinks"
+    gap = "difference changes sign" if smallest.percent * largest.percent < 0 else f"gap {grows}"
+    return f" From the smallest to the largest model the {gap} significantly: {change}."
 
 
 def sources(table: pd.DataFrame, baseline: str) -> str:
@@ -210,7 +221,7 @@ _FAR = 10  # percent: a line that goes further would press the others together
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, str, str]], x: float) -> None:
-    """Names right of where lines end, each at its line's height or as near as the others leave room."""
+    """Names right of where lines end, each at its line's height or, where another is in the way, above that."""
     figure = ax.figure
     figure.canvas.draw()
     step = 11 * figure.dpi / 72
