@@ -316,5 +316,4 @@ def curves(found: Groups, baseline: str | None = None) -> dict[str, pd.DataFrame
     baseline's, of the same seeds and documents."""
     pools = {label: pooled(group) for label, group in (of_common_seeds(found) if baseline else found).items()}
     of = pools.pop(baseline) if baseline else None
-    pools = {label: ours._replace(losses=ours.losses - of.losses) if of else ours for label, ours in pools.items()}
-    return {label: metrics.position_curve(heldout) for label, heldout in pools.items()}
+    return {label: metrics.position_curve(heldout, against=of) for label, heldout in pools.items()}

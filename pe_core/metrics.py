@@ -118,11 +118,12 @@ def position_table(heldout: HeldOut) -> list[dict[str, Any]]:
     return _ranges(heldout, bins(heldout.tokens.shape[1]))
 
 
-def position_curve(heldout: HeldOut, points: int = 24) -> pd.DataFrame:
+def position_curve(heldout: HeldOut, points: int = 24, against: HeldOut | None = None) -> pd.DataFrame:
     """Perplexity by position with intervals, for a figure: columns start, end, tokens, loss, perplexity, low, high.
 
-    Positions are grouped, evenly in their logarithm, into at most `points` ranges [start, end).
+    Positions are grouped, evenly in their logarithm, into at most `points` ranges. `against`: the ratio to its perplexity.
     """
+    heldout = heldout._replace(losses=heldout.losses - against.losses) if against else heldout
     return pd.DataFrame(_ranges(heldout, list(pairwise(_curve_edges(heldout.tokens.shape[1], points)))))
 
 

@@ -66,6 +66,9 @@ def sentence_scale(trained: list[Record]) -> str:
     )
 
 
+ONE_SEED = "With a single seed the intervals cover the choice of documents only, not variance across seeds."
+
+
 def number_of_seeds(count: int) -> str:
     return "one seed" if count == 1 else f"{count} seeds"
 
@@ -94,7 +97,7 @@ def ranking(table: pd.DataFrame, baseline: str) -> str:
         f"is {known.detectable.median():.1f} %."
     )
     if table.seeds.max() == 1:
-        found.append("With a single seed the intervals cover the choice of documents only, not variance across seeds.")
+        found.append(ONE_SEED)
     return "\n\n".join(found)
 
 
@@ -136,7 +139,11 @@ def scale(group: list[Record]) -> str:
 
 
 def as_percent(row: Any) -> str:
-    return f"{row.percent:+.1f} % [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+    return with_interval(row.percent, row.low, row.high)
+
+
+def with_interval(percent: float, low: float, high: float) -> str:
+    return f"{percent:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
 FEW = 6  # models whose numbers a sentence still carries; those of more stand in the figure and table below it
@@ -222,10 +229,8 @@ def first_and_last(ratios: dict[str, pd.DataFrame], baseline: str) -> str:
     nothing where there is no other model."""
     said = []
     for label, curve in ratios.items():
-        ends = [100 * (curve.iloc[n][["perplexity", "low", "high"]] - 1) for n in (0, -1)]
-        early, late = (
-            f"{as_number(e.perplexity, 1, '+')} % [{as_number(e.low, 1, '+')}, {as_number(e.high, 1, '+')}]" for e in ends
-        )
+        percents = 100 * (curve[["perplexity", "low", "high"]] - 1)
+        early, late = (with_interval(*percents.iloc[n]) for n in (0, -1))
         said.append(f"{label} {early}, then {late}")
     if not said:
         return ""

@@ -150,7 +150,7 @@ def learning_curves(history: pd.DataFrame, styles: dict[str, dict[str, Any]]) ->
 
 def position_curves(curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int] = ()) -> Figure:
     """Perplexity by position in the window (logarithmic), with 95 % bands over documents."""
-    figure = _position_curves(curves, styles, ranges, "Perplexity by position", "log")
+    figure = _position_curves(curves, styles, ranges, "Perplexity by position", value="log")
     plain_log(figure.axes[0])
     return figure
 
@@ -163,13 +163,10 @@ def position_differences(
     columns = ["perplexity", "low", "high"]
     percents = {label: curve.assign(**(100 * (curve[columns] - 1))) for label, curve in ratios.items()}
     far = any(curve.perplexity.max() > 100 for curve in percents.values())
-    figure = _position_curves(
-        percents, styles, ranges, f"Perplexity by position against {baseline}, %", "symlog" if far else "linear"
-    )
+    scale: dict[str, Any] = {"value": "symlog", "linthresh": 100} if far else {"value": "linear"}
+    figure = _position_curves(percents, styles, ranges, f"Perplexity by position against {baseline}, %", **scale)
     ax = figure.axes[0]
-    if far:
-        ax.set_yscale("symlog", linthresh=100)
-        ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_major_formatter(ScalarFormatter())
     ax.axhline(0, color="0.35", lw=1)
     return figure
 
@@ -178,10 +175,12 @@ _NAMED = 14  # so many labels fit beside a figure; of more there is a legend, fo
 
 
 def _position_curves(
-    curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], title: str, scale: str
+    curves: dict[str, pd.DataFrame], styles: dict[str, dict[str, Any]], ranges: Sequence[int], title: str, **scale: Any
 ) -> Figure:
+    """With a `scale` as `Axes.set_yscale` takes it, which has to be known before names are placed at the lines' ends."""
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2 + (0.23 * len(curves) if len(curves) > _NAMED else 0)))
-    ax.set(title=title, xlabel="tokens the model has seen", ylabel="", xscale="log", yscale=scale)
+    ax.set(title=title, xlabel="tokens the model has seen", ylabel="", xscale="log")
+    ax.set_yscale(**scale)
     faint = min(0.15, 0.4 / max(len(curves), 1))  # bands overlap: models share the documents that differ
     for label, curve in curves.items():
         seen = (curve.start + curve.end + 1) / 2  # position 0 is predicted from one token

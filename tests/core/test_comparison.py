@@ -1,5 +1,6 @@
 """Groups of runs that differ in the seed, and what is said about their differences."""
 
+import itertools
 import math
 import re
 
@@ -150,6 +151,22 @@ def test_many_lines_have_a_legend_that_leaves_the_figure_its_height():
     curves["model 3"] = curves["model 3"] * 10
     assert figures.position_differences(curves, "RoPE", styles).axes[0].get_yscale() == "symlog"
     figures.plt.close()
+
+
+def test_names_at_the_ends_keep_apart_on_a_logarithmic_scale_too():
+    ends = {"a": 1.01, "b": 1.02, "c": 1.03, "far": 30.0, "farther": 32.0}
+    curves = {
+        label: pd.DataFrame({"start": [0, 1], "end": [1, 2], "perplexity": [1.0, end], "low": [1.0, end], "high": [1.0, end]})
+        for label, end in ends.items()
+    }
+    figure = figures.position_differences(
+        curves, "RoPE", figures.styles(pd.DataFrame({"label": list(ends), "family": "rotary"}))
+    )
+    figure.canvas.draw()
+    names = [text.get_window_extent() for text in sorted(figure.axes[0].texts, key=lambda text: text.xy[1])]
+    assert len(names) == len(ends)
+    assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(names))
+    figures.plt.close(figure)
 
 
 def test_one_seed_is_said(tmp_path):

@@ -260,12 +260,10 @@ def curves(readings: Sequence[Reading], baseline: str | None = None) -> dict[str
         label: comparison.pool([part for seed, part in reading.cut.items() if seed in common or baseline is None])
         for label, reading in found.items()
     }
-    if baseline is not None:
-        if baseline not in pools:
-            raise RecordError(unknown("baseline", baseline, pools))
-        of = pools.pop(baseline)
-        pools = {label: ours._replace(losses=ours.losses - of.losses) for label, ours in pools.items()}
-    drawn = {label: metrics.position_curve(heldout) for label, heldout in pools.items()}
+    if baseline is not None and baseline not in pools:
+        raise RecordError(unknown("baseline", baseline, pools))
+    of = pools.pop(baseline) if baseline is not None else None
+    drawn = {label: metrics.position_curve(heldout, against=of) for label, heldout in pools.items()}
     return {label: curve[curve.start >= found[label].trained_at // 4] for label, curve in drawn.items()}
 
 

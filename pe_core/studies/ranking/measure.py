@@ -96,8 +96,8 @@ def by_size(trained: Iterable[Record]) -> Sizes:
 
 def _apart(trained: Iterable[Record], setting: str) -> dict[Any, Groups]:
     kept = comparison.at_chosen_rates(trained)
-    first = {record.config[setting]: (record.config["samples"], record.parameters) for record in reversed(kept)}
-    values = sorted(first, key=first.__getitem__)
+    extent = {record.config[setting]: (record.config["samples"], record.parameters) for record in kept}
+    values = sorted(extent, key=extent.__getitem__)
     return {value: comparison.groups([record for record in kept if record.config[setting] == value]) for value in values}
 
 

@@ -134,7 +134,7 @@ def with_size(table: pd.DataFrame, baseline: str) -> str:
         said.append(f"**{label}{what}: {claims.joined(at)}**{setting}.{change}")
     sizes = table.groupby("parameters").detectable.median()
     reach = ", ".join(f"{percent:.1f} % at {_tokens(parameters)}" for parameters, percent in sizes.items())
-    alone = " With a single seed nothing here says what another seed would change." if table.seeds.min() == 1 else ""
+    alone = f" {claims.ONE_SEED}" if table.seeds.min() == 1 else ""
     return "\n\n".join(
         [
             *said,
@@ -151,7 +151,7 @@ def _at_size(row: Any) -> str:
 
 
 def _change(smallest: Any, largest: Any) -> str:
-    change = f"{largest.change:+.1f} % [{largest.change_low:+.1f}, {largest.change_high:+.1f}]".replace("-", "−")
+    change = claims.with_interval(largest.change, largest.change_low, largest.change_high)
     if largest.change_verdict == NO_DIFFERENCE:
         return f" From the smallest to the largest model no significant change: {change}."
     grows = "grows" if abs(largest.percent) > abs(smallest.percent) else "shrinks"
@@ -192,11 +192,7 @@ def against_training(table: pd.DataFrame, baseline: str, shown: int = 14) -> Fig
             ax.plot(row.tokens, row.percent, "o", ms=size, color=colour, mfc=fill)
     ticks = sorted(table.tokens.unique())
     ax.hlines(0, ticks[0] / 1.2, ticks[-1], color="0.35", lw=1)  # ends where the baseline's name stands
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(_as_percent))
-    ax.set(xlabel="training tokens, each read once", ylabel="")
+    _percent_by_size(ax, ticks, "training tokens, each read once")
     small = "; small: the other models" if len(last) > len(followed) else ""
     far_off = [f"{label} {claims.as_number(last.percent[label], 0, '+')} %" for label in followed if label not in order]
     beyond = f"\noff the scale: {', '.join(far_off)}" if far_off else ""
@@ -249,19 +245,19 @@ def against_size(table: pd.DataFrame, baseline: str) -> Figure:
             ax.plot(row.parameters, row.percent, "o", ms=6, color=colour, mfc=fill)
         ends.append((rows.percent.iloc[-1], label, figures.readable(colour)))
     ax.axhline(0, color="0.35", lw=1)
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(_as_percent))
-    ax.set(xlabel="parameters", ylabel="")
+    _percent_by_size(ax, ticks, "parameters")
     ax.set_title(f"Test perplexity against {baseline}, with corrected intervals\nhollow: no difference found", fontsize=11)
     _label_ends(ax, ends, float(ticks[-1]))
     said = [f"{row.label} {row.percent:+.1f} % at {_tokens(row.parameters)}" for row in table.itertuples()]
     return figures.set_alt_text(figure, f"Test perplexity against {baseline} by number of parameters: {'; '.join(said)}.")
 
 
-def _as_percent(value: float, _: Any) -> str:
-    return f"{value:+.0f} %".replace("-", "−") if value else "0 %"
+def _percent_by_size(ax: Any, ticks: list[float], xlabel: str) -> None:
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [_tokens(tick) for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %".replace("-", "−") if value else "0 %"))
+    ax.set(xlabel=xlabel, ylabel="")
 
 
 def source_map(table: pd.DataFrame, baseline: str) -> Figure:
