@@ -191,12 +191,14 @@ class MultiHeadAttention(_Attention):
 
     def __init__(self, config: LabConfig, encoding: Encoding, layer: int) -> None:
         super().__init__(config, encoding, layer)
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size // encoding.tied_heads)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x_BTD: Tensor, positions: Positions, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         B, T, D = x_BTD.shape
-        qkv = self.query_key_value(x_BTD).view(B, T, self.heads, 3 * self.head_dim).transpose(1, 2)
+        qkv = self.query_key_value(x_BTD).view(B, T, -1, 3 * self.head_dim).transpose(1, 2)
+        if self.encoding.tied_heads > 1:
+            qkv = qkv.repeat_interleave(self.encoding.tied_heads, dim=1)
         q, k, v = qkv.chunk(3, dim=-1)
         q, k = self.encoding.transform_qk(q, k, positions.query_BT, x_BTD)
         if cache is not None:

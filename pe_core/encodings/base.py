@@ -41,6 +41,8 @@ class Encoding(nn.Module):
     shift_invariant: ClassVar[bool] = True
     # False where `bias` or `scores` read queries or keys: latent attention then has to make its keys.
     absorbs: ClassVar[bool] = True
+    # Heads, one beside the other, that have one query, key and value: multi-head attention projects them once.
+    tied_heads: int = 1
     # True where `transform_qk` turns a token's keys in one head otherwise than in another.
     turns_by_head: bool = False
     # True where `bias` depends on the head and the distance alone (and neither `scores` nor `attention_weights` is

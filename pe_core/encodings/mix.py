@@ -104,8 +104,9 @@ class Mix(Encoding):
         member = encodings.build(part.encoding, part.options, self.shape._replace(heads=last - first))
         if type(member).embed is not Encoding.embed and (part.layers, part.heads) != (None, None):
             raise ConfigError(f"encoding 'mix': '{part.encoding}' is added to the embeddings, for all layers and heads alike")
-        if member.replaces_scores and last - first < self.shape.heads:
-            raise ConfigError(f"encoding 'mix': '{part.encoding}' makes the scores itself and has to act in all heads")
+        if (member.replaces_scores or member.tied_heads > 1) and last - first < self.shape.heads:
+            does = "makes the scores itself" if member.replaces_scores else "ties heads"
+            raise ConfigError(f"encoding 'mix': '{part.encoding}' {does} and has to act in all heads")
         return member
 
     def _refuse_two(self) -> None:
@@ -129,6 +130,7 @@ class Mix(Encoding):
         turning = [(m, first, last) for m, first, last in here._parts() if type(m).transform_qk is not Encoding.transform_qk]
         here.turns_by_head = any(m.turns_by_head or last - first < self.shape.heads for m, first, last in turning)
         here.state_size = sum(member.state_size for member in acting)
+        here.tied_heads = max((member.tied_heads for member in acting), default=1)
         written_out = here.replaces_scores or here.replaces_softmax
         here.bias_by_distance = not written_out and all(m.bias_by_distance or type(m).bias is Encoding.bias for m in acting)
         return here

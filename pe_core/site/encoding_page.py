@@ -75,7 +75,7 @@ def attention(name: str, options: dict[str, Any] | None = None, tokens: int = SE
     project.bias.fill_(1.0)
     if type(built.encoding).embed is not Encoding.embed:  # positions reach queries and keys through the embeddings alone
         heads = project.weight.view(-1, 3, K, D)
-        heads[:, :2] = torch.eye(D).view(-1, 1, K, D)
+        heads[:, :2] = torch.eye(D).view(-1, 1, K, D)[: len(heads)]  # tied heads are fewer
         project.bias.zero_()
     weights = built(torch.full((1, tokens), 7), output_attentions=True, use_cache=False).attentions[0][0]
     return np.asarray(weights.double().numpy())

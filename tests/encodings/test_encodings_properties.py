@@ -102,7 +102,8 @@ def test_bf16_is_fp32_to_three_digits(encoding, ids, attention):
 def test_long_text_is_finite(encoding, padded):
     """Forward and backward, also where half of the tokens are padding."""
     T = SHORTER.get(encoding, LONG)
-    hooks = tiny_model(encoding, None, hidden_size=16, num_attention_heads=1, num_hidden_layers=1, max_position_embeddings=T)
+    small = dict(hidden_size=16, num_attention_heads=ENCODINGS[encoding].tied_heads, num_hidden_layers=1)
+    hooks = tiny_model(encoding, None, **small, max_position_embeddings=T)
     ids = torch.randint(97, (1, T), generator=torch.Generator().manual_seed(4))
     mask = torch.ones_like(ids)
     mask[:, : T // 2 if padded else 0] = 0

@@ -10,7 +10,8 @@ from transformers import GPTNeoXConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding, apply_rotary_pos_emb
 
-from pe_core import LabForCausalLM, encodings
+from pe_core import LabConfig, LabForCausalLM, encodings
+from pe_core.attention import Positions
 from pe_core.errors import ConfigError
 from pe_core.schema import Shape
 
@@ -125,6 +126,48 @@ def test_llama3_equals_transformers(pct, base, options):
     names = {"low_freq_factor": given["low"], "high_freq_factor": given["high"], "factor": given["factor"]}
     names["original_max_position_embeddings"] = given["original_length"]
     close_far(actual, by_transformers("llama3", q, k, positions, pct, base, **names))
+
+
+@torch.no_grad()
+def test_rope_pp_by_hand():
+    """A layer's attention in complex numbers: both heads of a pair share query, key and value, and each has its own output."""
+    config = LabConfig(
+        vocab_size=50, hidden_size=H * 16, num_hidden_layers=1, num_attention_heads=H, intermediate_size=8, encoding="rope_pp"
+    )
+    layer = LabForCausalLM(config).initialise(0).layers[0].attention
+    assert layer.query_key_value.weight.shape == (3 * H * 16 // 2, H * 16)
+    for parameter in layer.parameters():
+        parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    x, T, D = torch.randn(1, 12, H * 16, generator=torch.Generator().manual_seed(1)), 12, H * 16
+    positions = torch.arange(T)[None]
+    found, _ = layer(x, Positions(positions, positions))
+
+    projected = (x[0].double() @ layer.query_key_value.weight.double().T + layer.query_key_value.bias.double()).view(
+        T, -1, 3, 16
+    )
+    rates = 10_000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+    turn = torch.exp(1j * rates * (positions[0][:, None, None] - positions[0][None, :, None]))  # (T, S, pairs)
+    out = []
+    for head in range(H):
+        q, k, v = projected[:, head // 2].unbind(1)
+        q, k = (torch.complex(part[:, :8], part[:, 8:]) for part in (q, k))
+        total = (q[:, None] * k[None].conj() * turn).sum(-1)
+        scores = (total.imag if head % 2 else total.real) / 4
+        out.append(scores.masked_fill(~torch.ones(T, T).tril().bool(), -math.inf).softmax(-1) @ v)
+    expected = torch.cat(out, dim=-1) @ layer.dense.weight.double().T + layer.dense.bias.double()
+    assert expected.shape == (T, D)
+    close(found[0].double(), expected, 1e-4)
+
+
+def test_rope_pp_ties_pairs_of_heads():
+    with pytest.raises(ConfigError, match="heads come in pairs, and there are 3"):
+        encodings.build("rope_pp", {}, Shape(48, 3, 16, 1, L))
+    alone = {"parts": [{"encoding": "rope_pp", "heads": [0, 2]}]}
+    with pytest.raises(ConfigError, match="'rope_pp' ties heads and has to act in all heads"):
+        encodings.build("mix", alone, Shape(H * K, H, K, 2, L))
+    parts = [{"encoding": "rope_pp", "layers": [0]}, {"encoding": "rope", "layers": [1]}, {"encoding": "sinusoidal"}]
+    mixed = encodings.build("mix", {"parts": parts}, Shape(H * K, H, K, 2, L))
+    assert [mixed.for_layer(layer).tied_heads for layer in (0, 1)] == [2, 1]
 
 
 def test_clipped_rope_by_hand():
