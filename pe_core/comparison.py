@@ -81,7 +81,7 @@ def difference(group: list[Record], baseline: list[Record]) -> Paired:
     pairs = by_seed(group, baseline)
     if len({record.data["fingerprint"] for pair in pairs for record in pair}) > 1:
         raise RecordError(f"'{group[0].label}' and '{baseline[0].label}' were measured on different text")
-    return percent([(a.heldout, b.heldout) for a, b in pairs])
+    return percent(paired([(a.heldout, b.heldout) for a, b in pairs]))
 
 
 # The same text may lie at several paths: the fingerprint of its windows says whether it is the same.
@@ -136,11 +136,15 @@ def by_seed(group: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[R
     return pairs
 
 
-def percent(pairs: Sequence[tuple[HeldOut, HeldOut]]) -> Paired:
-    """By how many percent the first perplexity of each pair is higher than the second, on the same documents."""
+def paired(pairs: Sequence[tuple[HeldOut, HeldOut]]) -> Paired:
+    """By how many nats a token the first loss of each pair is higher than the second, on the same documents."""
     differences = np.stack([a.losses.sum(axis=1) - b.losses.sum(axis=1) for a, b in pairs])
-    estimate, p = stats.paired(differences, pairs[0][0].tokens.sum(axis=1))
-    return Paired(Estimate(*(100 * math.expm1(value) for value in estimate)), p)
+    return stats.paired(differences, pairs[0][0].tokens.sum(axis=1))
+
+
+def percent(nats: Paired) -> Paired:
+    """A difference of losses as one of perplexities, in percent; error and degrees of freedom stay those in nats."""
+    return nats._replace(estimate=Estimate(*(100 * math.expm1(value) for value in nats.estimate)))
 
 
 def frame(found: Groups, baseline: str) -> pd.DataFrame:
@@ -161,24 +165,13 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
         perplexity = stats.over_seeds([record.metrics["perplexity"]["value"] for record in group])
         bits = stats.over_seeds([record.metrics["bits_per_byte"]["value"] or math.nan for record in group])
         rates = [record.runtime["tokens_per_second"] or math.nan for record in group]
-        rows.append(
-            {
-                "label": label,
-                "family": group[0].family,
-                "seeds": len(group),
-                "perplexity": perplexity.value,
-                "perplexity_low": perplexity.low,
-                "perplexity_high": perplexity.high,
-                "bits_per_byte": bits.value,
-                "bits_per_byte_low": bits.low,
-                "bits_per_byte_high": bits.high,
-                "best_epoch": [record.best_epoch for record in group],
-                "parameters": group[0].parameters,
-                "train_seconds": sum(record.runtime["train_seconds"] for record in group),
-                "tokens_per_second": float(np.mean(rates)),
-                "peak_memory_mb": max(record.runtime["peak_memory_mb"] for record in group),
-            }
-        )
+        about = {"label": label, "family": group[0].family, "seeds": len(group)}
+        for name, (value, low, high) in (("perplexity", perplexity), ("bits_per_byte", bits)):
+            about |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        costs = {name: [record.runtime[name] for record in group] for name in ("train_seconds", "peak_memory_mb")}
+        about |= {"best_epoch": [record.best_epoch for record in group], "parameters": group[0].parameters}
+        about |= {"train_seconds": sum(costs["train_seconds"]), "tokens_per_second": float(np.mean(rates))}
+        rows.append({**about, "peak_memory_mb": max(costs["peak_memory_mb"])})
     against = judged[judged.b == baseline].set_index("a")[_JUDGED[1:]].reindex([row["label"] for row in rows])
     table = pd.concat([pd.DataFrame(rows), against.reset_index(drop=True)], axis=1)
     return table.assign(differs=table.verdict.isin(["lower", "higher"]), leads=table.label.isin(best(found, judged)))

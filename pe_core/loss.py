@@ -105,7 +105,4 @@ def _asked(targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     flat_N = targets_BT.flatten()
     at_N = (flat_N >= 0).nonzero()[:, 0]
     missing = 2 ** math.ceil(math.log2(max(len(at_N), 1))) - len(at_N)
-    return (
-        torch.cat([at_N, at_N.new_zeros(missing)]),
-        torch.cat([flat_N[at_N], flat_N.new_full((missing,), _IGNORED)]),
-    )
+    return torch.cat([at_N, at_N.new_zeros(missing)]), torch.cat([flat_N[at_N], flat_N.new_full((missing,), _IGNORED)])

@@ -3,7 +3,7 @@ Seeds are the other source of luck: initial weights and the order of batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -70,10 +70,13 @@ def over_seeds(values: list[float] | Floats) -> Estimate:
 
 
 class Paired(NamedTuple):
-    """A paired difference: the mean with its 95 % interval, and the p-value of "no difference"."""
+    """A paired difference: the mean with its 95 % interval, the p-value of "no difference", the mean's standard error and that
+    error's degrees of freedom."""
 
     estimate: Estimate
     p: float
+    error: float = float("nan")
+    freedom: float = float("nan")
 
 
 def paired(differences_SD: Floats, tokens_D: NDArray[np.integer]) -> Paired:
@@ -104,7 +107,8 @@ def paired(differences_SD: Floats, tokens_D: NDArray[np.integer]) -> Paired:
     freedom = variance**2 / sum(v**2 / df for v, df in parts)
     error = variance**0.5
     half = float(stdtrit(freedom, 0.975) * error)
-    return Paired(Estimate(mean, mean - half, mean + half), float(2 * stdtr(freedom, -abs(mean) / error)))
+    p = float(2 * stdtr(freedom, -abs(mean) / error))
+    return Paired(Estimate(mean, mean - half, mean + half), p, error, freedom)
 
 
 def holm(p_values: list[float] | Floats) -> Floats:
@@ -124,6 +128,18 @@ def tested_among(p_values: list[float] | Floats) -> Floats:
     the first that is not significant, as many as for that one. Intervals for so many exclude zero where a difference is."""
     p = np.asarray(p_values, np.float64)
     return np.asarray(np.sum(~np.isnan(p)) - np.minimum(np.argsort(np.argsort(p)), np.sum(holm(p) < 0.05)), np.float64)
+
+
+def corrected(found: Sequence[Paired], others: Sequence[float] = ()) -> list[Paired]:
+    """The same differences with p-values after Holm, and intervals for as many comparisons as each is tested among
+    (`tested_among`); `others` are p-values of tests that are corrected for beside these."""
+    p_values = [*(one.p for one in found), *others]
+    among, table = tested_among(p_values)[: len(found)], np.array([one[2:] for one in found]).reshape(-1, 2)
+    half = quantile(table[:, 1], among) * table[:, 0]
+    ends = [
+        Estimate(one.estimate.value, one.estimate.value - h, one.estimate.value + h) for one, h in zip(found, half, strict=True)
+    ]
+    return [one._replace(estimate=e, p=float(p)) for one, e, p in zip(found, ends, holm(p_values), strict=False)]
 
 
 class Contrasts(NamedTuple):

@@ -63,11 +63,11 @@ def test_what_seeds_start_from_may_differ_in_the_seed_alone(tmp_path):
 
 def test_difference_is_the_mean_over_seeds_of_the_paired_difference(trained):
     found = comparison.groups(trained)
-    estimate, p = comparison.difference(found["NoPE"], found["RoPE"])
+    estimate, p, *_ = comparison.difference(found["NoPE"], found["RoPE"])
     assert estimate.value == pytest.approx(100 * math.expm1(0.3))
     assert estimate.low <= estimate.value <= estimate.high
     assert p < 1e-6 or math.isnan(p)  # the same shift on every token: hardly any variance at all
-    estimate, _ = comparison.difference(found["ALiBi"], found["RoPE"])
+    estimate, *_ = comparison.difference(found["ALiBi"], found["RoPE"])
     assert estimate.value == pytest.approx(100 * math.expm1(np.mean([0.02 - 2 * 0.01 * s for s in (1, 2, 3)])))
     assert estimate.low < 0 < estimate.high
 
@@ -75,7 +75,7 @@ def test_difference_is_the_mean_over_seeds_of_the_paired_difference(trained):
 def test_only_common_seeds_are_paired(trained, tmp_path):
     found = comparison.groups(trained)
     late = [made(tmp_path / f"late-{seed}", "none", "late", seed, 0.5) for seed in (3, 4)]
-    estimate, _ = comparison.difference(late, found["RoPE"])
+    estimate, *_ = comparison.difference(late, found["RoPE"])
     assert estimate.value == pytest.approx(100 * math.expm1(0.5 - 0.03))
     with pytest.raises(RecordError, match="no seed in common"):
         comparison.difference(late[1:], found["RoPE"])

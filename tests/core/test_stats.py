@@ -148,7 +148,7 @@ def test_paired_covers_the_truth():
     rng, held, trials = np.random.default_rng(1), 0, 300
     for _ in range(trials):
         documents, seeds = rng.normal(0.1, 0.3, 40), rng.normal(0, 0.05, (4, 1))
-        estimate, _ = paired((documents + seeds) * 100, np.full(40, 100))
+        estimate = paired((documents + seeds) * 100, np.full(40, 100)).estimate
         held += estimate.low <= 0.1 <= estimate.high
     assert 0.9 < held / trials < 0.99
 
@@ -228,6 +228,24 @@ def test_one_seed_leaves_documents_alone():
     found = stats.contrasts(losses, tokens)
     paired = stats.paired(losses[0] - losses[1], tokens)
     assert found.errors[0, 1] == pytest.approx((paired.estimate.high - paired.estimate.low) / 2 / 2.0010, rel=1e-3)
+
+
+def test_corrected_intervals_and_p_values_agree():
+    """However many are compared, and beside whatever other tests: an interval leaves zero out where the corrected p says so."""
+    rng, tokens = np.random.default_rng(7), np.full(6, 50)
+    found = [
+        stats.paired(rng.normal(shift, 5, (3, 6)) + rng.normal(0, 5, (3, 1)), tokens) for shift in np.linspace(-12, 12, 13)
+    ]
+    corrected = stats.corrected(found, others=[0.001, 0.2, math.nan])
+    assert [one.p for one in corrected] == stats.holm([*(one.p for one in found), 0.001, 0.2])[:13].tolist()
+    apart = [not one.estimate.low <= 0 <= one.estimate.high for one in corrected]
+    assert apart == [one.p < 0.05 for one in corrected]
+    assert 0 < sum(apart) < sum(not one.estimate.low <= 0 <= one.estimate.high for one in found)
+    for before, after in zip(found, corrected, strict=True):
+        assert after.estimate.value == before.estimate.value
+        assert after.estimate.low <= before.estimate.low
+    assert stats.corrected(found[:1])[0].estimate == pytest.approx(found[0].estimate)  # one alone needs no correction
+    assert stats.corrected([]) == []
 
 
 def test_a_corrected_quantile_is_bonferronis():

@@ -345,21 +345,19 @@ def probes(trained: Sequence[Record], found: Sequence[Diagnosis]) -> pd.DataFram
 
 
 def order(trained: Sequence[Record], found: Sequence[Diagnosis]) -> pd.DataFrame:
-    """Rise of the loss of the last tokens: label, family, kept, change (`shuffled`, `removed`), rise (nats), low, high, p,
-    p_holm (over models and numbers kept, for each change), differs. Intervals over seeds and documents (`stats.paired`)."""
-    rows = []
+    """Rise of the loss of the last tokens: label, family, kept, change (`shuffled`, `removed`), rise (nats), low, high, p_holm,
+    differs. Intervals over seeds and documents (`stats.paired`), corrected over models and numbers kept, for each change."""
+    rows, rises = [], []
     for record, group in _groups(trained, found):
         for change in ("shuffled", "removed"):
             for n, kept in enumerate(group[0].kept.tolist()):
-                (value, low, high), p = stats.paired(np.stack([getattr(one, change)[n] for one in group]), group[0].tokens)
-                row = {"label": record.label, "family": record.family, "kept": kept, "change": change}
-                rows.append({**row, "rise": value, "low": low, "high": high, "p": p})
+                rises.append(stats.paired(np.stack([getattr(one, change)[n] for one in group]), group[0].tokens))
+                rows.append({"label": record.label, "family": record.family, "kept": kept, "change": change})
     table = pd.DataFrame(rows)
-    table["p_holm"] = math.nan
     for _, part in table.groupby("change"):
-        table.loc[part.index, "p_holm"] = stats.holm(part.p.to_numpy())
-    table["differs"] = table.p_holm < 0.05
-    return table
+        for n, ((value, low, high), p, *_) in zip(part.index, stats.corrected([rises[n] for n in part.index]), strict=True):
+            table.loc[n, ["rise", "low", "high", "p_holm"]] = value, low, high, p
+    return table.assign(differs=table.p_holm < 0.05)
 
 
 def heads(trained: Sequence[Record], found: Sequence[Diagnosis]) -> pd.DataFrame:

@@ -52,7 +52,10 @@ def uses_order(table: pd.DataFrame) -> str:
         parts = [f"{way} for {'; '.join(map(_rise, part.itertuples()))}." for way, part in ways.items() if len(part)]
         before = f"All but the nearest {kept} tokens" if kept else "All earlier tokens"
         said.append(f"{before} shuffled. {' '.join(parts)}")
-    said.append("In nats, with 95 % intervals over seeds and documents; significant where p < 0.05 after Holm's correction.")
+    said.append(
+        "In nats, with intervals over seeds and documents; significant where p < 0.05 after Holm's correction, in which "
+        "intervals are corrected too."
+    )
     return "\n\n".join(said)
 
 

@@ -227,7 +227,7 @@ def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windo
 def difference(
     records: Sequence[Record], baseline: Sequence[Record], longest: int, length: int | None = None, windows: int = WINDOWS
 ) -> stats.Paired:
-    """By how many percent the perplexity of one group is higher than another's on the same text, paired by seed and document.
+    """By how many nats a token the loss of one group is higher than another's on the same text, paired by seed and document.
 
     Args:
         length: the context both are measured at; `None` measures each at the length it was trained at.
@@ -236,7 +236,7 @@ def difference(
     def at(record: Record) -> HeldOut:
         return heldout(record, length or record.config["seq_len"], longest, windows)
 
-    return comparison.percent([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
+    return comparison.paired([(at(a), at(b)) for a, b in comparison.by_seed(records, baseline)])
 
 
 def by_setting(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -268,7 +268,8 @@ def context_use(groups: Mapping[str, Sequence[Record]], at: Sequence[int], windo
         for length in sorted(length for length in at if length < T):
             pairs = [(sliding(record, length, T, windows), all_of_it) for record, all_of_it in zip(group, whole, strict=True)]
             for source, part in parts.items():
-                value, low, high = comparison.percent([(_rows(a, part), _rows(b, part)) for a, b in pairs]).estimate
+                nats = comparison.paired([(_rows(a, part), _rows(b, part)) for a, b in pairs])
+                value, low, high = comparison.percent(nats).estimate
                 about = {"setting": setting, "source": source, "length": length, "bytes": length * per_token}
                 rows.append({**about, "percent": value, "low": low, "high": high, "seeds": len(group)})
         for record in group:
@@ -317,8 +318,8 @@ def reach(table: pd.DataFrame, within: float = 1.0) -> pd.DataFrame:
 def gains(
     records: Sequence[Record], longest: int, length: int | None = None, windows: int = WINDOWS
 ) -> dict[str, stats.Paired]:
-    """For each label: the model trained at the longest length against the one trained at the shortest, on the same text, with
-    p after Holm's correction over the labels. Negative means that longer windows help.
+    """For each label: by how many percent perplexity is higher if trained at the longest length than if at the shortest, on the
+    same text; p and intervals corrected for the labels. Negative means that longer windows help.
 
     Args:
         length: the context both are measured at; `None` measures each at the length it was trained at.
@@ -329,5 +330,4 @@ def gains(
         ends = [end(record.config["seq_len"] for record in group) for end in (min, max)]
         short, long = ([record for record in group if record.config["seq_len"] == length] for length in ends)
         found[f"{label}, {ends[1]} tokens"] = difference(long, short, longest, length, windows)
-    p_holm = stats.holm([one.p for one in found.values()])
-    return {name: stats.Paired(one.estimate, float(p)) for (name, one), p in zip(found.items(), p_holm, strict=True)}
+    return dict(zip(found, map(comparison.percent, stats.corrected(list(found.values()))), strict=True))

@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pe_core import comparison, encodings, metrics, progress, records, stats
@@ -214,7 +215,7 @@ def ranking(readings: Sequence[Reading], length: int | None = None) -> pd.DataFr
                 "bits": bits.value,
                 "bits_low": bits.low,
                 "bits_high": bits.high,
-                **_columns(against),
+                "against": against,
             }
         )
     others = [_paired(ends[a], ends[b]).p for a, b in combinations(ends, 2) if best not in (a, b) and ends[a] and ends[b]]
@@ -241,7 +242,7 @@ def paths(readings: Sequence[Reading]) -> pd.DataFrame:
     for reading in readings:
         if reading.length >= reading.trained_at and reading.slid and reading.label in own:
             change = _paired(_ends(reading, tokens), _ends(own[reading.label], tokens))
-            by_length.setdefault(reading.length, []).append({**_about(reading), **_columns(change)})
+            by_length.setdefault(reading.length, []).append({**_about(reading), "against": change})
     return pd.concat(map(_corrected, by_length.values()), ignore_index=True) if by_length else _corrected([])
 
 
@@ -272,19 +273,14 @@ def _ends(reading: Reading, tokens: int) -> dict[int, HeldOut]:
 
 
 def _paired(ours: dict[int, HeldOut], theirs: dict[int, HeldOut]) -> Paired:
-    """The difference over the seeds both have; unknown where they share none."""
+    """The difference in nats over the seeds both have; unknown where they share none."""
     pairs = [(part, theirs[seed]) for seed, part in ours.items() if seed in theirs]
-    return comparison.percent(pairs) if pairs else Paired(_NOTHING, math.nan)
-
-
-def _columns(difference: Paired) -> dict[str, float]:
-    value, low, high = difference.estimate
-    return {"percent": value, "low": low, "high": high, "p": difference.p}
+    return comparison.paired(pairs) if pairs else Paired(_NOTHING, math.nan)
 
 
 def _corrected(rows: list[dict[str, Any]], others: Sequence[float] = ()) -> pd.DataFrame:
-    """With Holm's correction for these rows and other tests beside them."""
-    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else [*_ABOUT, *_columns(Paired(_NOTHING, math.nan))])
-    table["p_holm"] = stats.holm([*table.p.astype(float), *others])[: len(table)]
-    table["differs"] = table.p_holm < 0.05
-    return table
+    """With differences (`against`, in nats) in percent, p-values and intervals corrected for these rows and other tests."""
+    found = [comparison.percent(one) for one in stats.corrected([row["against"] for row in rows], others)]
+    table = pd.DataFrame(rows, columns=list(rows[0]) if rows else [*_ABOUT, "against"]).drop(columns="against")
+    table[["percent", "low", "high"]] = np.array([one.estimate for one in found]).reshape(-1, 3)
+    return table.assign(p_holm=[one.p for one in found], differs=[one.p < 0.05 for one in found])

@@ -54,7 +54,7 @@ def _gain(gain: Paired, against: str) -> str:
         found = f"no difference found from {against}, {claims.as_number(value, 1, '+')} % perplexity"
     else:
         found = f"**{abs(value):.1f} % {'higher' if value > 0 else 'lower'}** perplexity than {against}"
-    return f"{found} (95 % interval {interval}; {claims.as_p(gain.p)} after Holm's correction)."
+    return f"{found} (interval {interval}; {claims.as_p(gain.p)}, both corrected for all models)."
 
 
 def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_at: int) -> str:
@@ -76,10 +76,11 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
     if absent:
         found.append(f"No positions beyond {trained_at:,} tokens: {claims.joined(absent)}.")
     found.append(
-        "Percentages are differences in perplexity of the last tokens of each window with 95 % intervals, paired by seed and "
-        f"document: first between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. "
-        "They are significant where p < 0.05 after Holm's correction, the first over all pairs of models. Half of all "
-        f"intervals reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
+        "Percentages are differences in perplexity of the last tokens of each window, paired by seed and document: first "
+        f"between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. They are "
+        "significant where p < 0.05 after Holm's correction, the first over all pairs of models; brackets are intervals "
+        "corrected in the same way. "
+        f"Half of them reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
     )
     return "\n\n".join(found)
 

@@ -268,18 +268,17 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims(table: pd.DataFrame) -> pd.DataFrame:
-    """The paper's order, pair by pair, against `scores`: better, worse (labels), difference, low, high, p, p_holm, and verdict:
-    `holds`, `reversed` or `no difference found`. Paired by seed and task; intervals over both (`stats.paired`)."""
-    rows = []
+    """The paper's order, pair by pair, against `scores`: better, worse (labels), difference, low, high, p_holm, and verdict:
+    `holds`, `reversed` or `no difference found`. Paired by seed and task; intervals over both, corrected for all pairs."""
+    rows, differences = [], []
     for better, worse in CLAIMS:
         ours, theirs = (table[table.encoding == name] for name in (better, worse))
         if ours.empty or theirs.empty:
             continue
-        (estimate, p) = _difference(ours, theirs)
-        labels = {"better": ours.label.iloc[0], "worse": theirs.label.iloc[0]}
-        rows.append({**labels, "difference": estimate.value, "low": estimate.low, "high": estimate.high, "p": p})
-    found = pd.DataFrame(rows, columns=["better", "worse", "difference", "low", "high", "p"])
-    found["p_holm"] = stats.holm(found.p.to_numpy(float))
+        differences.append(_difference(ours, theirs))
+        rows.append((ours.label.iloc[0], theirs.label.iloc[0]))
+    told = [(*pair, *one.estimate, one.p) for pair, one in zip(rows, stats.corrected(differences), strict=True)]
+    found = pd.DataFrame(told, columns=["better", "worse", "difference", "low", "high", "p_holm"])
     found["verdict"] = [
         ("holds" if d > 0 else "reversed") if p < 0.05 else "no difference found"
         for d, p in zip(found.difference, found.p_holm, strict=True)
