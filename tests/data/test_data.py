@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from pe_core.data import corpora, dataset, sides, text
 from pe_core.data import streams as token_streams
 from pe_core.data.sides import blocks_of, side_of, split
 from pe_core.data.text import Corpus
-from pe_core.data.tokenizer import encoder, load_tokenizer, token_lists, train_tokenizer
+from pe_core.data.tokenizer import _blank, encoder, load_tokenizer, token_lists, train_tokenizer
 from pe_core.errors import CorpusError
 from pe_core.runner import run_id
 
@@ -593,24 +594,34 @@ def trained():
     return train_tokenizer([f"the quick brown fox jumps n° {n} over naïve cafés 位置 {code}" for n in range(300)], 600)
 
 
-@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(list(" \n\t'sl3the q"))), max_size=200))
+def encoded(tokenizer, *texts):
+    return [ids.tolist() for ids in encoder(tokenizer)(list(texts))]
+
+
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(list(" \n\t\0'sl3the q"))), max_size=200))
 @settings(max_examples=300)
 def test_fast_tokens_are_the_tokenizers_own(trained, words):
-    assert encoder(trained)([words, words + END]) == token_lists(trained, [words, words + END])
+    assert encoded(trained, words, words + END) == token_lists(trained, [words, words + END])
 
 
 def test_fast_tokens_of_composed_letters_and_long_texts(trained, monkeypatch):
     text = "Cafe\u0301 " * 50 + "a" * 3_000 + " " * 1_200 + "\n\nend of it " * 2_000
     expected = token_lists(trained, [text, "x"])
-    assert encoder(trained)([text, "x"]) == expected
+    assert encoded(trained, text, "x") == expected
     monkeypatch.setattr("pe_core.data.tokenizer._PIECE", 500)
-    assert encoder(trained)([text, "x"]) == expected, "cuts between words change no token"
+    assert encoded(trained, text, "x") == expected, "cuts between words change no token"
     marks = "a\U0001e2ef\u0334 e\u0323\u0302"  # of which Python and tokenizers make two things
     composing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(trained.backend_tokenizer.to_str()), eos_token=END)
     composing.backend_tokenizer.normalizer = normalizers.NFC()
     for one in (text, marks):
-        assert encoder(composing)([one]) == token_lists(composing, [one])
-    assert encoder(composing)([text]) != encoder(trained)([text])
+        assert encoded(composing, one) == token_lists(composing, [one])
+    assert encoded(composing, text) != encoded(trained, text)
+
+
+@given(st.integers(0, 1_000), st.integers(490, 1_100), st.integers(0, 600), st.sampled_from([" ", "\n", " \u2003\t\n"]))
+def test_long_runs_of_blanks_are_seen_wherever_they_stand(before, blanks, after, kind):
+    text = "a " * (before // 2) + "a" * (before % 2) + (kind * blanks)[:blanks] + "b" * after
+    assert _blank(text) == (re.search(r"\s{500}", text) is not None)
 
 
 @pytest.mark.parametrize(
@@ -647,5 +658,5 @@ def test_a_learned_pair_that_is_not_the_tokens_own_spelling_is_not_left_to_tikto
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[("b", "c"), ("a", "b"), ("ab", "c")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
-    [ids] = encoder(tokenizer)(["abc"])
+    [ids] = encoded(tokenizer, "abc")
     assert ids == token_lists(tokenizer, ["abc"])[0] == [vocab["a"], vocab["bc"]]
