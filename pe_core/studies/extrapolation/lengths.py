@@ -221,6 +221,8 @@ def frame(records: Sequence[Record], lengths: Sequence[int], longest: int, windo
                 estimate = stats.Estimate(float("nan"), float("nan"), float("nan"))
             row = {"label": label, "family": group[0].family, "trained_at": trained_at, "length": length}
             rows.append({**row, "perplexity": estimate.value, "low": estimate.low, "high": estimate.high})
+        for record in group:
+            pack(record)
     return pd.DataFrame(rows)
 
 
