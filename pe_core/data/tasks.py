@@ -188,6 +188,71 @@ def recall(rng: Random, n: int) -> Instance:
     return Instance((*pairs, *asked), (*[False] * len(pairs), *[False, True] * n))
 
 
+@_task(shortest=2, most=len(KEYS))
+def multikey(rng: Random, n: int) -> Instance:
+    """Which letter stood beside one of n keys?
+
+    Multi-key retrieval of RULER (Hsieh et al. 2024, arXiv 2404.06654), without its sentences.
+    """
+    keys, letters, at = [KEYS[i] for i in rng.permutation(len(KEYS))[:n]], _some(rng, n), int(rng.integers(n))
+    pairs = [symbol for pair in zip(keys, letters, strict=True) for symbol in pair]
+    return _answered([*pairs, ASK, keys[at]], [letters[at]], at / (n - 1))
+
+
+@_task(shortest=2, most=len(KEYS) // 3)
+def tracking(rng: Random, n: int) -> Instance:
+    """In each of n chains a letter goes to one key, from there to a second, and to a third: which letter has one of the last?
+
+    Variable tracking of RULER (Hsieh et al. 2024, arXiv 2404.06654): "k5 q" stands for k5 = q, "k2 k5" for k2 = k5. Chains are
+    woven together, each in its own order, and no two have the same letter where there are letters enough.
+    """
+    keys = np.array(KEYS)[rng.permutation(len(KEYS))[: 3 * n]].reshape(n, 3)
+    letters = np.array(list(LETTERS))[np.resize(rng.permutation(len(LETTERS)), n)]
+    steps, statements = [0] * n, []
+    for chain in rng.permutation(np.repeat(np.arange(n), 3)).tolist():
+        step = steps[chain]
+        statements += [keys[chain, step], keys[chain, step - 1] if step else letters[chain]]
+        steps[chain] += 1
+    asked = int(rng.integers(n))
+    return _answered([*map(str, statements), ASK, str(keys[asked, 2])], [str(letters[asked])])
+
+
+@_task(shortest=4)
+def cups(rng: Random, n: int) -> Instance:
+    """Five cups, a ball under one: n times two of them change places. Under which is the ball?
+
+    A state that has to be tracked through permutations of five, which a transformer of fixed depth cannot do at every length
+    (Merrill et al. 2024, arXiv 2404.08819).
+    """
+    ball = start = int(rng.integers(5))
+    swaps: list[str] = []
+    for _ in range(n):
+        a, b = rng.permutation(5)[:2].tolist()
+        ball = {a: b, b: a}.get(ball, ball)
+        swaps += [DIGITS[a], DIGITS[b]]
+    return _answered([DIGITS[start], *swaps, ASK], [DIGITS[ball]])
+
+
+@_task(shortest=9)
+def nth(rng: Random, n: int) -> Instance:
+    """Which is the k-th letter from the end of n, k from 1 to 9?"""
+    letters, k = _some(rng, n), int(rng.integers(1, 10))
+    return _answered([*letters, ASK, DIGITS[k]], [letters[-k]])
+
+
+@_task(shortest=11)
+def offset(rng: Random, n: int) -> Instance:
+    """Which letter stands k places after this one, which occurs once among n letters, k from 1 to 9?
+
+    After the indirect indexing of PoPE (Gopalakrishnan et al. 2025, arXiv 2509.10534): found by content, then by position.
+    """
+    letter, *others = rng.permutation(list(LETTERS)).tolist()
+    letters, k = _some(rng, n, others), int(rng.integers(1, 10))
+    at = int(rng.integers(n - k))
+    letters[at] = letter
+    return _answered([*letters, ASK, letter, DIGITS[k]], [letters[at + k]], at / (n - 2))
+
+
 @_task(shortest=4)
 def passkey(rng: Random, n: int) -> Instance:
     """Find three digits behind a mark, somewhere among n letters.

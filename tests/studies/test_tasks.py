@@ -96,7 +96,41 @@ def behind_the_mark(q):
     return q[at + 1 : at + 4]
 
 
+def through_chains(q):
+    """By a table of all that keys are given, followed back from the last."""
+    *statements, ask, key = q
+    assert ask == ":"
+    given = dict(zip(statements[::2], statements[1::2], strict=True))
+    assert len(given) == len(statements) // 2
+    hops = 0
+    while key in given:
+        key, hops = given[key], hops + 1
+    assert hops == 3
+    return [key]
+
+
+def swap(q):
+    """All five cups are tracked, each known by what is under it."""
+    under = ["" for _ in range(5)]
+    under[int(q[0])] = "ball"
+    for a, b in zip(q[1:-1:2], q[2:-1:2], strict=True):
+        assert a != b
+        under[int(a)], under[int(b)] = under[int(b)], under[int(a)]
+    return [str(under.index("ball"))]
+
+
+def walk_on(q):
+    *letters, _, letter, k = q
+    assert letters.count(letter) == 1
+    return [letters[letters.index(letter) + int(k)]]
+
+
 SOLVERS = {
+    "multikey": lambda q: [q[q.index(q[-1]) + 1]],
+    "tracking": through_chains,
+    "cups": swap,
+    "nth": lambda q: [q[len(q) - 2 - int(q[-1])]],
+    "offset": walk_on,
     "copy": lambda q: q[:-1],
     "reverse": lambda q: [q[i] for i in range(len(q) - 2, -1, -1)],
     "sort": sort_by_insertion,
