@@ -205,8 +205,7 @@ def verdicts(found: Groups, part: Part = (), since: Groups | None = None) -> pd.
     for matrix, corrected in ((p_holm, stats.holm(told.p[above])), (among, stats.tested_among(told.p[above]))):
         matrix[above] = matrix.T[above] = corrected
     reach = stats.quantile(told.freedom, among) * told.errors
-    all_pairs, one = stats.quantile(told.freedom, len(above[0])), stats.quantile(told.freedom, 1)
-    power = (all_pairs + one / 1.96 * 0.84) * told.errors  # 0.84: the normal quantile of 80 % power
+    power = stats.detectable(told.errors, told.freedom, len(above[0]))
     table = []
     for i, j in ((i, j) for i in range(M) for j in range(M) if i != j):
         d, half = told.differences[i, j], reach[i, j]

@@ -102,10 +102,8 @@ def paired(differences_SD: Floats, tokens_D: NDArray[np.integer]) -> Paired:
         parts.append((float(drawn.var(ddof=1)), D - 1))
     variance = sum(v for v, _ in parts)
     if not parts or not variance > 0:
-        unknown = float("nan")
-        return Paired(Estimate(mean, unknown, unknown), unknown)
-    freedom = variance**2 / sum(v**2 / df for v, df in parts)
-    error = variance**0.5
+        return Paired(Estimate(mean, float("nan"), float("nan")), float("nan"))
+    freedom, error = variance**2 / sum(v**2 / df for v, df in parts), variance**0.5
     half = float(stdtrit(freedom, 0.975) * error)
     p = float(2 * stdtr(freedom, -abs(mean) / error))
     return Paired(Estimate(mean, mean - half, mean + half), p, error, freedom)
@@ -134,11 +132,9 @@ def corrected(found: Sequence[Paired], others: Sequence[float] = ()) -> list[Pai
     """The same differences with p-values after Holm, and intervals for as many comparisons as each is tested among
     (`tested_among`); `others` are p-values of tests that are corrected for beside these."""
     p_values = [*(one.p for one in found), *others]
-    among, table = tested_among(p_values)[: len(found)], np.array([one[2:] for one in found]).reshape(-1, 2)
-    half = quantile(table[:, 1], among) * table[:, 0]
-    ends = [
-        Estimate(one.estimate.value, one.estimate.value - h, one.estimate.value + h) for one, h in zip(found, half, strict=True)
-    ]
+    errors, freedom = np.array([one[2:] for one in found]).reshape(-1, 2).T
+    half = quantile(freedom, tested_among(p_values)[: len(found)]) * errors
+    ends = [Estimate(value := one.estimate.value, value - h, value + h) for one, h in zip(found, half, strict=True)]
     return [one._replace(estimate=e, p=float(p)) for one, e, p in zip(found, ends, holm(p_values), strict=False)]
 
 
@@ -211,6 +207,12 @@ def resampled_means(losses_MD: Floats, tokens_D: NDArray[np.integer]) -> Floats:
 def quantile(freedom: Floats, comparisons: Floats | int) -> Floats:
     """Student's quantile of a two-sided 95 % interval that holds for so many comparisons together (Bonferroni)."""
     return np.asarray(stdtrit(freedom, 1 - 0.025 / np.maximum(comparisons, 1)), np.float64)
+
+
+def detectable(errors: Floats, freedom: Floats, comparisons: int) -> Floats:
+    """The smallest difference that four of five such comparisons would find, each being one of so many (Bonferroni)."""
+    # 0.84: the normal quantile of 80 % power
+    return np.asarray((quantile(freedom, comparisons) + quantile(freedom, 1) / 1.96 * 0.84) * errors, np.float64)
 
 
 def spearman(a: Floats, b: Floats) -> Floats:
