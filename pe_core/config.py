@@ -79,7 +79,7 @@ class Experiment(Strict):
     """Context length in tokens; each window predicts `seq_len` tokens."""
     draw_len: int | None = Field(None, ge=2, le=1_048_576)
     """Length of the windows that are drawn from the corpus and then cut into windows of `seq_len`, of which it is a
-    multiple; runs of several `seq_len` that share it train and are measured on the same text. `None` is `seq_len`."""
+    multiple; runs of several `seq_len` that share it train on the same text, batch by batch. `None` is `seq_len`."""
     vocab_size: int | None = Field(None, ge=257, le=2**20)
     """Number of tokens of the vocabulary; `None` is the preset's."""
     epochs: int = Field(30, ge=1, le=10**6)

@@ -43,6 +43,7 @@ class Data:
         tokenizer: a `transformers` fast tokenizer.
         fingerprint: hash of the windows, their documents and the tokenizer.
         about: counts and names for the record; `facts` where there are any, with the fingerprint without them.
+        together: windows that were cut from one drawn one, and stay in one batch.
     """
 
     train: Tokens
@@ -53,13 +54,19 @@ class Data:
     tokenizer: Any
     fingerprint: str
     about: dict[str, Any]
+    together: int = 1
 
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[Tokens]:
-        """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone.
+        """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone: runs of several context lengths that
+        share `draw_len` have the same text in every batch, if their batches hold as many tokens.
 
         Windows that do not fill the last batch are left out of this epoch; another epoch's order is another.
         """
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
+        n, together = len(self.train), self.together
+        order = np.random.default_rng([seed, epoch]).permutation(-(-n // together))
+        if together > 1:
+            order = (order[:, None] * together + np.arange(together)).reshape(-1)
+            order = order[order < n]
         for start in range(0, len(order) - size + 1, size):
             yield self.train[order[start : start + size]]
 
@@ -114,7 +121,8 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
         counted = np.diff(np.searchsorted(measured, ends), prepend=0)
         about["sources"] = dict(zip(streams.about["sources"], counted.tolist(), strict=True))
     sizes = token_bytes(tokenizer, experiment.vocabulary)
-    return Data(train, windows["validation"], windows["test"], documents, sizes, tokenizer, fingerprint, about)
+    sides = windows["validation"], windows["test"], documents
+    return Data(train, *sides, sizes, tokenizer, fingerprint, about, together=drawn // T)
 
 
 def loss_mask(windows: Tokens) -> NDArray[np.bool_] | None:

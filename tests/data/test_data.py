@@ -106,6 +106,14 @@ def test_window_lengths_that_share_a_drawn_length_see_the_same_text(library, tmp
         assert np.array_equal(getattr(short, side)[:, :-1], pieces), side
     assert np.array_equal(short.test_documents, long.test_documents.reshape(-1, 16))
     assert short.fingerprint != long.fingerprint
+    batches = zip(short.batches(8, seed=1, epoch=2), long.batches(2, seed=1, epoch=2), strict=True)
+    assert all(np.array_equal(a[:, :-1], b[:, :-1].reshape(-1, 16)) for a, b in batches), "in every batch"
+
+
+def test_windows_that_fill_no_drawn_one_are_trained_on_too(library, tmp_path):
+    uneven = prepare(library, tmp_path, seq_len=16, draw_len=64, samples=42)
+    rows = [row.tobytes() for batch in uneven.batches(2, seed=1, epoch=1) for row in batch]
+    assert sorted(rows) == sorted(row.tobytes() for row in uneven.train)
 
 
 def test_a_mixture_is_split_by_source_and_says_so(library, tmp_path):
