@@ -58,15 +58,14 @@ class Data:
 
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[Tokens]:
         """Training windows (size, T + 1) in an order that depends on (seed, epoch) alone: runs of several context lengths that
-        share `draw_len` have the same text in every batch, if their batches hold as many tokens.
+        share `draw_len` have the same text in every batch, if their batches hold as many tokens, whole drawn windows of them.
 
         Windows that do not fill the last batch are left out of this epoch; another epoch's order is another.
         """
         n, together = len(self.train), self.together
-        order = np.random.default_rng([seed, epoch]).permutation(-(-n // together))
-        if together > 1:
-            order = (order[:, None] * together + np.arange(together)).reshape(-1)
-            order = order[order < n]
+        order = np.random.default_rng([seed, epoch]).permutation(n // together)
+        if together > 1:  # those that are a part of a drawn one come last, so that they shift no other
+            order = np.append((order[:, None] * together + np.arange(together)).reshape(-1), np.arange(n - n % together, n))
         for start in range(0, len(order) - size + 1, size):
             yield self.train[order[start : start + size]]
 

@@ -201,10 +201,11 @@ def multikey(rng: Random, n: int) -> Instance:
 
 @_task(shortest=2, most=len(KEYS) // 3)
 def tracking(rng: Random, n: int) -> Instance:
-    """In each of n chains a letter goes to one key, from there to a second, and to a third: which letter has one of the last?
+    """A letter is given to a key, that key to a second and that to a third, n times: for which letter does one third key stand?
 
-    Variable tracking of RULER (Hsieh et al. 2024, arXiv 2404.06654): "k5 q" stands for k5 = q, "k2 k5" for k2 = k5. Chains are
-    woven together, each in its own order, and no two have the same letter where there are letters enough.
+    After variable tracking of RULER (Hsieh et al. 2024, arXiv 2404.06654), which names the value and asks for its variables:
+    "k5 q" stands for k5 = q, "k2 k5" for k2 = k5. The n chains are woven together, each in its own order, and no two begin with
+    the same letter where there are letters enough.
     """
     keys = np.array(KEYS)[rng.permutation(len(KEYS))[: 3 * n]].reshape(n, 3)
     letters = np.array(list(LETTERS))[np.resize(rng.permutation(len(LETTERS)), n)]
@@ -221,8 +222,8 @@ def tracking(rng: Random, n: int) -> Instance:
 def cups(rng: Random, n: int) -> Instance:
     """Five cups, a ball under one: n times two of them change places. Under which is the ball?
 
-    A state that has to be tracked through permutations of five, which a transformer of fixed depth cannot do at every length
-    (Merrill et al. 2024, arXiv 2404.08819).
+    A state that has to be tracked through permutations of five: unless TC⁰ = NC¹, no transformer of fixed depth does so at
+    every length (Merrill et al. 2024, arXiv 2404.08819).
     """
     ball = start = int(rng.integers(5))
     swaps: list[str] = []
@@ -250,7 +251,7 @@ def offset(rng: Random, n: int) -> Instance:
     letters, k = _some(rng, n, others), int(rng.integers(1, 10))
     at = int(rng.integers(n - k))
     letters[at] = letter
-    return _answered([*letters, ASK, letter, DIGITS[k]], [letters[at + k]], at / (n - 2))
+    return _answered([*letters, ASK, letter, DIGITS[k]], [letters[at + k]])
 
 
 @_task(shortest=4)

@@ -25,7 +25,7 @@ class RoPEPlusPlus(RoPE):
     not treat, every head has its own query and values, and all share what turns of the keys.
 
     Options:
-        rotary_pct: fraction of the head dimension that rotates. As in `rope`, but 1 here.
+        rotary_pct: fraction of the head dimension that rotates, as in `rope`, but 1 here. The rest scores by q · k in both.
         base: as in `rope`.
 
     Raises:

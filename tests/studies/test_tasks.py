@@ -531,6 +531,13 @@ def test_the_papers_order_pair_by_pair():
     assert "**No difference found** for or against the paper's order: of 3 pairs 0 stand in it, 0 in the opposite" in level
 
 
+def test_a_second_model_of_an_encoding_changes_no_claim():
+    """RoPE 25 and 100 %, say: the paper's is the first."""
+    one = scored({"none": 0.8, "rope": 0.3})
+    other = scored({"rope": 0.9}).assign(label="ROPE 2")
+    assert measure.claims(pd.concat([one, other])).equals(measure.claims(one))
+
+
 def test_where_nothing_is_known_nothing_is_claimed():
     assert "**" not in said_of(scored({"none": 0.5, "alibi": 0.2}, seeds=1, names=("copy",)))
     nothing = scored({}).reindex(columns=["label", "encoding", "family", "task", "seed", "score"])

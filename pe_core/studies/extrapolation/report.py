@@ -79,8 +79,8 @@ def findings(ranked: pd.DataFrame, changes: pd.DataFrame, length: int, trained_a
         "Percentages are differences in perplexity of the last tokens of each window, paired by seed and document: first "
         f"between models at {length:,} tokens of context, then between {length:,} and {trained_at:,} tokens. They are "
         "significant where p < 0.05 after Holm's correction, the first over all pairs of models; brackets are intervals "
-        "corrected in the same way. "
-        f"Half of them reach less than {_reach(ranked):.1f} % to either side: smaller differences between models are not found."
+        f"corrected in the same way. Half of these intervals reach less than {_reach(ranked):.1f} % to either side: smaller "
+        "differences between models are not found."
     )
     return "\n\n".join(found)
 
