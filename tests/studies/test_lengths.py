@@ -85,7 +85,7 @@ def test_gains_are_of_the_longest_against_the_shortest(trained, monkeypatch):
     assert asked == [({32}, {trained[0].config["seq_len"]}, 32, 16)]
     assert report.gains(found, "trained at 16") == (
         f"{name}: **1.0 % higher** perplexity than trained at 16 (interval 0.5 to 1.5 %; p = 0.010, both corrected for all "
-        "models)."
+        "models).\n\nThe smallest difference that four of five such comparisons would find is 0.7 %."
     )
     assert report.answer(found, "16 tokens", "tiny") == f"**Against 16 tokens, they raise it for {name} (+1.0 %)** (tiny)."
 
