@@ -144,7 +144,8 @@ def paired(pairs: Sequence[tuple[HeldOut, HeldOut]]) -> Paired:
 
 def percent(nats: Paired) -> Paired:
     """A difference of losses as one of perplexities, in percent; error and degrees of freedom stay those in nats."""
-    return nats._replace(estimate=Estimate(*(100 * math.expm1(value) for value in nats.estimate)))
+    *ends, detectable = (100 * math.expm1(value) for value in (*nats.estimate, nats.detectable))
+    return nats._replace(estimate=Estimate(*ends), detectable=detectable)
 
 
 def frame(found: Groups, baseline: str) -> pd.DataFrame:
@@ -164,14 +165,13 @@ def frame(found: Groups, baseline: str) -> pd.DataFrame:
     for label, group in found.items():
         perplexity = stats.over_seeds([record.metrics["perplexity"]["value"] for record in group])
         bits = stats.over_seeds([record.metrics["bits_per_byte"]["value"] or math.nan for record in group])
-        rates = [record.runtime["tokens_per_second"] or math.nan for record in group]
+        speed = float(np.mean([record.runtime["tokens_per_second"] or math.nan for record in group]))
         about = {"label": label, "family": group[0].family, "seeds": len(group)}
         for name, (value, low, high) in (("perplexity", perplexity), ("bits_per_byte", bits)):
             about |= {name: value, f"{name}_low": low, f"{name}_high": high}
-        costs = {name: [record.runtime[name] for record in group] for name in ("train_seconds", "peak_memory_mb")}
+        seconds, memory = zip(*((run.runtime["train_seconds"], run.runtime["peak_memory_mb"]) for run in group), strict=True)
         about |= {"best_epoch": [record.best_epoch for record in group], "parameters": group[0].parameters}
-        about |= {"train_seconds": sum(costs["train_seconds"]), "tokens_per_second": float(np.mean(rates))}
-        rows.append({**about, "peak_memory_mb": max(costs["peak_memory_mb"])})
+        rows.append({**about, "train_seconds": sum(seconds), "tokens_per_second": speed, "peak_memory_mb": max(memory)})
     against = judged[judged.b == baseline].set_index("a")[_JUDGED[1:]].reindex([row["label"] for row in rows])
     table = pd.concat([pd.DataFrame(rows), against.reset_index(drop=True)], axis=1)
     return table.assign(differs=table.verdict.isin(["lower", "higher"]), leads=table.label.isin(best(found, judged)))

@@ -71,12 +71,13 @@ def over_seeds(values: list[float] | Floats) -> Estimate:
 
 class Paired(NamedTuple):
     """A paired difference: the mean with its 95 % interval, the p-value of "no difference", the mean's standard error and that
-    error's degrees of freedom."""
+    error's degrees of freedom; and, of those that were `corrected`, what is `detectable`."""
 
     estimate: Estimate
     p: float
     error: float = float("nan")
     freedom: float = float("nan")
+    detectable: float = float("nan")
 
 
 def paired(differences_SD: Floats, tokens_D: NDArray[np.integer]) -> Paired:
@@ -104,8 +105,7 @@ def paired(differences_SD: Floats, tokens_D: NDArray[np.integer]) -> Paired:
     if not parts or not variance > 0:
         return Paired(Estimate(mean, float("nan"), float("nan")), float("nan"))
     freedom, error = variance**2 / sum(v**2 / df for v, df in parts), variance**0.5
-    half = float(stdtrit(freedom, 0.975) * error)
-    p = float(2 * stdtr(freedom, -abs(mean) / error))
+    half, p = float(stdtrit(freedom, 0.975) * error), float(2 * stdtr(freedom, -abs(mean) / error))
     return Paired(Estimate(mean, mean - half, mean + half), p, error, freedom)
 
 
@@ -132,10 +132,11 @@ def corrected(found: Sequence[Paired], others: Sequence[float] = ()) -> list[Pai
     """The same differences with p-values after Holm, and intervals for as many comparisons as each is tested among
     (`tested_among`); `others` are p-values of tests that are corrected for beside these."""
     p_values = [*(one.p for one in found), *others]
-    errors, freedom = np.array([one[2:] for one in found]).reshape(-1, 2).T
-    half = quantile(freedom, tested_among(p_values)[: len(found)]) * errors
-    ends = [Estimate(value := one.estimate.value, value - h, value + h) for one, h in zip(found, half, strict=True)]
-    return [one._replace(estimate=e, p=float(p)) for one, e, p in zip(found, ends, holm(p_values), strict=False)]
+    known = int(np.sum(~np.isnan(p_values)))
+    errors, freedom = np.array([(one.error, one.freedom) for one in found]).reshape(-1, 2).T
+    half, smallest = quantile(freedom, tested_among(p_values)[: len(found)]) * errors, detectable(errors, freedom, known)
+    told = zip(found, half.tolist(), smallest.tolist(), holm(p_values).tolist(), strict=False)
+    return [Paired(Estimate(m := one.estimate.value, m - h, m + h), p, one.error, one.freedom, d) for one, h, d, p in told]
 
 
 class Contrasts(NamedTuple):

@@ -63,9 +63,9 @@ class Data:
         Windows that do not fill the last batch are left out of this epoch; another epoch's order is another.
         """
         n, together = len(self.train), self.together
-        order = np.random.default_rng([seed, epoch]).permutation(n // together)
-        if together > 1:  # those that are a part of a drawn one come last, so that they shift no other
-            order = np.append((order[:, None] * together + np.arange(together)).reshape(-1), np.arange(n - n % together, n))
+        drawn = np.random.default_rng([seed, epoch]).permutation(n // together)
+        # Those that are a part of a drawn one come last, so that they shift no other.
+        order = np.append((drawn[:, None] * together + np.arange(together)).reshape(-1), np.arange(n - n % together, n))
         for start in range(0, len(order) - size + 1, size):
             yield self.train[order[start : start + size]]
 
@@ -120,8 +120,7 @@ def prepare(experiment: Experiment, cache: Path | None = None) -> Data:
         counted = np.diff(np.searchsorted(measured, ends), prepend=0)
         about["sources"] = dict(zip(streams.about["sources"], counted.tolist(), strict=True))
     sizes = token_bytes(tokenizer, experiment.vocabulary)
-    sides = windows["validation"], windows["test"], documents
-    return Data(train, *sides, sizes, tokenizer, fingerprint, about, together=drawn // T)
+    return Data(train, windows["validation"], windows["test"], documents, sizes, tokenizer, fingerprint, about, drawn // T)
 
 
 def loss_mask(windows: Tokens) -> NDArray[np.bool_] | None:

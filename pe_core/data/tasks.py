@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +116,11 @@ def _some(rng: Random, n: int, symbols: Sequence[str] = LETTERS) -> list[str]:
     return [symbols[i] for i in rng.integers(len(symbols), size=n).tolist()]
 
 
+def _pairs(rng: Random, n: int) -> list[tuple[str, str]]:
+    """Different keys, each with a letter."""
+    return list(zip([KEYS[i] for i in rng.permutation(len(KEYS))[:n]], _some(rng, n), strict=True))
+
+
 def _answered(question: Sequence[str], answer: Sequence[str], depth: float = math.nan) -> Instance:
     return Instance((*question, *answer), (*[False] * len(question), *[True] * len(answer)), depth)
 
@@ -182,10 +188,9 @@ def recall(rng: Random, n: int) -> Instance:
 
     Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927).
     """
-    keys, letters = [KEYS[i] for i in rng.permutation(len(KEYS))[:n]], _some(rng, n)
-    pairs = [symbol for pair in zip(keys, letters, strict=True) for symbol in pair]
-    asked = [symbol for i in rng.permutation(n).tolist() for symbol in (keys[i], letters[i])]
-    return Instance((*pairs, *asked), (*[False] * len(pairs), *[False, True] * n))
+    pairs = _pairs(rng, n)
+    asked = [pairs[i] for i in rng.permutation(n).tolist()]
+    return Instance((*chain(*pairs), *chain(*asked)), (*[False] * 2 * n, *[False, True] * n))
 
 
 @_task(shortest=2, most=len(KEYS))
@@ -194,9 +199,8 @@ def multikey(rng: Random, n: int) -> Instance:
 
     Multi-key retrieval of RULER (Hsieh et al. 2024, arXiv 2404.06654), without its sentences.
     """
-    keys, letters, at = [KEYS[i] for i in rng.permutation(len(KEYS))[:n]], _some(rng, n), int(rng.integers(n))
-    pairs = [symbol for pair in zip(keys, letters, strict=True) for symbol in pair]
-    return _answered([*pairs, ASK, keys[at]], [letters[at]], at / (n - 1))
+    pairs, at = _pairs(rng, n), int(rng.integers(n))
+    return _answered([*chain(*pairs), ASK, pairs[at][0]], pairs[at][1:], at / (n - 1))
 
 
 @_task(shortest=2, most=len(KEYS) // 3)
@@ -210,10 +214,10 @@ def tracking(rng: Random, n: int) -> Instance:
     keys = np.array(KEYS)[rng.permutation(len(KEYS))[: 3 * n]].reshape(n, 3)
     letters = np.array(list(LETTERS))[np.resize(rng.permutation(len(LETTERS)), n)]
     steps, statements = [0] * n, []
-    for chain in rng.permutation(np.repeat(np.arange(n), 3)).tolist():
-        step = steps[chain]
-        statements += [keys[chain, step], keys[chain, step - 1] if step else letters[chain]]
-        steps[chain] += 1
+    for one in rng.permutation(np.repeat(np.arange(n), 3)).tolist():
+        step = steps[one]
+        statements += [keys[one, step], keys[one, step - 1] if step else letters[one]]
+        steps[one] += 1
     asked = int(rng.integers(n))
     return _answered([*map(str, statements), ASK, str(keys[asked, 2])], [str(letters[asked])])
 

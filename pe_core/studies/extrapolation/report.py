@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from pandas.io.formats.style import Styler
 
-from pe_core import stats
 from pe_core.records import Record
 from pe_core.report import claims, figures, tables
 from pe_core.stats import Estimate, Paired
@@ -23,10 +22,9 @@ def gains(found: dict[str, Paired], against: str) -> str:
     """Which models longer windows help (`lengths.gains`), one sentence each, significant where the corrected p < 0.05; and what
     could have been found."""
     said = [f"{name}: {_gain(gain, against)}" for name, gain in found.items()]
-    errors, freedom = np.array([gain[2:] for gain in found.values() if claims.has_interval(gain.estimate)]).reshape(-1, 2).T
-    if len(errors):
-        smallest = 100 * np.expm1(np.median(stats.detectable(errors, freedom, len(errors))))
-        said.append(f"The smallest difference that four of five such comparisons would find is {smallest:.1f} %.")
+    smallest = [gain.detectable for gain in found.values() if claims.has_interval(gain.estimate)]
+    if smallest:
+        said.append(f"The smallest difference that four of five such comparisons would find is {np.median(smallest):.1f} %.")
     return "\n\n".join(said)
 
 

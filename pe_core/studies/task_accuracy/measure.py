@@ -280,10 +280,9 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
         ours, theirs = (some[some.label == some.label.iloc[0]] for some in (ours, theirs))  # the first model of the encoding
         differences.append(_difference(ours, theirs))
         rows.append((ours.label.iloc[0], theirs.label.iloc[0]))
-    told = [(*pair, *one.estimate, one.p) for pair, one in zip(rows, stats.corrected(differences), strict=True)]
-    found = pd.DataFrame(told, columns=["better", "worse", "difference", "low", "high", "p_holm"])
-    errors, freedom = np.array([one[2:] for one in differences]).reshape(-1, 2).T
-    found["detectable"] = stats.detectable(errors, freedom, int(np.isfinite(errors).sum()))
+    corrected = zip(rows, stats.corrected(differences), strict=True)
+    told = [(*pair, *one.estimate, one.p, one.detectable) for pair, one in corrected]
+    found = pd.DataFrame(told, columns=["better", "worse", "difference", "low", "high", "p_holm", "detectable"])
     found["verdict"] = [
         ("holds" if d > 0 else "reversed") if p < 0.05 else "no difference found"
         for d, p in zip(found.difference, found.p_holm, strict=True)
