@@ -133,6 +133,8 @@ def test_sources_are_told_apart_by_document(trained, monkeypatch):
         [d for d in present if d in everyone[:2]],
         [d for d in present if d in everyone[2:]],
     ]
+    for length in (4, 16):
+        lengths.sliding(record, length, 16, 5)
     monkeypatch.setattr(lengths.data, "prepare", None)
     assert lengths._sources(record, 5) == found, "kept"
     table = lengths.context_use({"v, t": [record, record]}, [4], windows=5)
