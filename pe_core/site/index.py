@@ -249,14 +249,13 @@ def title(content: Any) -> str:
 
 
 def first_claim(content: Any) -> str:
-    """The first sentence with something in bold that an executed notebook computed."""
-    for cell in content.cells:
-        for output in cell.get("outputs", []):
-            text = output.get("data", {}).get("text/markdown", "")
-            for sentence in re.split(r"(?<=\.)\s+(?=[A-Z*])", "".join(text)):
-                if "**" in sentence:
-                    return " ".join(sentence.split())
-    return ""
+    """The first sentence with something in bold that an executed notebook computed, or else the first one at all; its folded
+    source code says nothing."""
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    texts = ["".join(output.get("data", {}).get("text/markdown", "")) for output in outputs]
+    said = [part for text in texts if not text.startswith("<details>") for part in re.split(r"(?<=\.)\s+(?=[A-Z*])", text)]
+    found = next((sentence for sentence in said if "**" in sentence), next(filter(None, said), ""))
+    return " ".join(found.split())
 
 
 def gallery(families: Sequence[str] = ()) -> str:

@@ -209,6 +209,24 @@ def test_the_front_page_claims_nothing_without_a_ranking():
     assert set(index.glance("tapa", {}, index.judged({}), nothing, nothing)) <= {"speed"}
 
 
+def test_an_experiments_first_claim_is_a_sentence_and_no_source_code():
+    """Also where no sentence has anything in bold, but the code has (`**common`)."""
+
+    def executed(*texts):
+        outputs = [new_output("display_data", {"text/markdown": text}) for text in texts]
+        return new_notebook(cells=[new_code_cell("say()", outputs=outputs)])
+
+    code = "<details><summary>Parameters</summary>\n\nf(**common)\n\n</details>"
+    assert index.first_claim(executed("No difference\nfound. Then more.", code)) == "No difference found."
+    assert index.first_claim(executed("Of two. **A** leads. More.", code)) == "**A** leads."
+    assert index.first_claim(executed(code)) == ""
+    for page in index.pages():
+        if page.parent.name == "experiments":
+            claim = index.first_claim(nbformat.read(page, as_version=4))
+            assert claim.endswith((".", ")")), page.name
+            assert "<details>" not in claim
+
+
 def test_the_front_page_says_what_the_ranking_says(found):
     budgets = {360: comparison.groups(found[:9])}
     for group in budgets[360].values():
