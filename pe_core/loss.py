@@ -46,9 +46,7 @@ class LossFunction:
             if _FEW * len(at_N) <= targets_BT.numel() and not self.model.in_chunks(targets_N):
                 return self._compute("masked_loss", inputs_BT, at_N, targets_N)
             return self.each(inputs_BT, targets_BT).sum() / (targets_BT >= 0).sum()
-        if self.model.in_chunks(targets_BT):
-            return self._compute("chunked_loss", inputs_BT, targets_BT)
-        return self.each(inputs_BT, targets_BT).mean()
+        return self._compute("chunked_loss", inputs_BT, targets_BT)
 
     def each(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Losses (B, T) in fp32, 0 where a target is not predicted."""
