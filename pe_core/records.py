@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pydantic
+import pydantic_core
 
 from pe_core import encodings, files, metrics, paths, progress, saved_model
 from pe_core.config import Experiment
@@ -230,7 +231,7 @@ def load(path: str | Path) -> Record:
 
 def _parsed(text: str, file: Path) -> Record:
     try:
-        content = files.from_json(text)
+        content = pydantic_core.from_json(text)  # four times as fast as json, and as strict as a file of our own may be read
     except ValueError as error:
         raise RecordError(f"run record '{file}' is not JSON ({error}); the command that made the run repairs it") from None
     version = content.get("schema_version") if isinstance(content, dict) else None

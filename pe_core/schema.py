@@ -29,9 +29,7 @@ class Strict(pydantic.BaseModel):
     @classmethod
     def _no_bool_as_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         # pydantic reads True as 1; a notebook parameter `samples=True` is a slip, not one window.
-        assert info.field_name is not None
-        annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, bool) and annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError("True and False are not allowed here")
         if isinstance(value, str) and (fault := text_fault(value)):
             raise ValueError(fault)

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -23,27 +24,33 @@ from pe_core.schema import Shape, Strict
 class _Encodings(Mapping[str, type[Encoding]]):
     """Name -> class, for every file in this package's folders but `base`. A new file is seen at the next use."""
 
+    @property
+    def _there(self) -> list[str]:
+        return _names(*((folder, os.stat(folder).st_mtime_ns) for folder in __path__))
+
     def __iter__(self) -> Iterator[str]:
-        return iter(_names(*((folder, os.stat(folder).st_mtime_ns) for folder in __path__)))
+        return iter(self._there)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._there)
 
     def __contains__(self, name: object) -> bool:
-        return any(name == known for known in self)
+        return name in self._there
 
     def __getitem__(self, name: str) -> type[Encoding]:
         if name not in self:
             raise KeyError(name)
-        module = importlib.import_module(f"{__name__}.{name}")
-        found = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Encoding) and value.__module__ == module.__name__
-        ]
-        if len(found) != 1:
-            raise ConfigError(f"encodings/{name}.py defines {len(found)} subclasses of Encoding; it must define one")
-        return found[0]
+        return _defined(importlib.import_module(f"{__name__}.{name}"))
+
+
+@cache
+def _defined(module: ModuleType) -> type[Encoding]:
+    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Encoding)]
+    found = [value for value in classes if value.__module__ == module.__name__]
+    if len(found) != 1:
+        file = module.__name__.rpartition(".")[2]
+        raise ConfigError(f"encodings/{file}.py defines {len(found)} subclasses of Encoding; it must define one")
+    return found[0]
 
 
 @cache
@@ -57,9 +64,10 @@ ENCODINGS: Mapping[str, type[Encoding]] = _Encodings()
 
 
 def _class(name: str) -> type[Encoding]:
-    if name not in ENCODINGS:
-        raise ConfigError(unknown("encoding", name, ENCODINGS))
-    return ENCODINGS[name]
+    try:
+        return ENCODINGS[name]
+    except KeyError:
+        raise ConfigError(unknown("encoding", name, ENCODINGS)) from None
 
 
 def options(name: str, values: Mapping[str, Any]) -> Strict:

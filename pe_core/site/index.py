@@ -52,6 +52,12 @@ def published() -> list[Record]:
     return comparison.at_chosen_rates(record for record in _all() if record.experiment.task is None)
 
 
+def compared(found: Sequence[Record]) -> list[Groups]:
+    """The models that are judged together: those of the ranking at each budget, as every page says of them, then all of each
+    setting, among them what the ranking does not hold."""
+    return [*ranked().values(), *map(comparison.groups, comparison.settings(found))]
+
+
 def of_tasks() -> list[Record]:
     """The runs on generated tasks that pages of the site show. Perplexities of these compare with no text's."""
     return [record for record in _all() if record.experiment.task]
@@ -356,14 +362,16 @@ def of_encoding(name: str, found: Sequence[Record]) -> list[Groups]:
     return apart
 
 
-def results(name: str, found: Sequence[Record]) -> pd.DataFrame:
+def results(name: str, judged_together: Sequence[Groups]) -> pd.DataFrame:
     """One row for each model on record with this encoding and each setting it was trained in, with the verdict against the
-    baseline, or where that was not trained in the same setting another model (a column names it where there are several): every
-    pair of the setting's models is corrected for."""
-    rows = []
-    for group in comparison.settings(found):
-        groups = comparison.groups(group)
-        ours = [label for label, runs in groups.items() if runs[0].config["encoding"] == name]
+    baseline, or where that was not trained in the same setting another model (a column names it where there are several), as
+    it is where it was first judged (`compared`)."""
+    rows: list[dict[str, Any]] = []
+    for groups in judged_together:
+        told = {(row["model"], row["trained on"]) for row in rows}
+        ours = [
+            label for label, runs in groups.items() if runs[0].config["encoding"] == name and (label, named(runs)) not in told
+        ]
         if not ours:
             continue
         reference = compare.baseline(groups)

@@ -256,12 +256,13 @@ def test_the_front_page_says_what_the_ranking_says(found):
 
 
 def test_an_encodings_results_are_all_its_runs(found):
-    table = index.results("rope", found)
+    together = [comparison.groups(group) for group in comparison.settings(found)]
+    table = index.results("rope", together)
     assert list(table.seeds) == [3, 1]
-    assert list(index.results("alibi", found).model) == ["ALiBi per head"]
-    assert index.results("t5", found).empty
-    assert not set("▼▲") & set("".join(index.results("alibi", found)["% against RoPE 100 %"]))
-    assert index.results("none", found)["% against RoPE 100 %"][0].endswith("▲")
+    assert list(index.results("alibi", together).model) == ["ALiBi per head"]
+    assert index.results("t5", together).empty
+    assert not set("▼▲") & set("".join(index.results("alibi", together)["% against RoPE 100 %"]))
+    assert index.results("none", together)["% against RoPE 100 %"][0].endswith("▲")
 
 
 def test_the_explorer_holds_every_model(found):
