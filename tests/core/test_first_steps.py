@@ -87,7 +87,7 @@ def test_compiled_gradients_are_the_plain_ones(encoding):
     compiled_loss, compiled = gradients(encoding, precision=precision, compile="on")
     assert compiled_loss == pytest.approx(loss, abs=TOLERANCE if precision == "bf16" else 1e-5)
     assert exact.keys() == compiled.keys()
-    share = 0.02 if precision == "bf16" else 1e-4
+    share = 0.02 if precision == "bf16" else 3e-4  # FoPE in plain fp32 is 1.9e-4 from fp64 on AVX2, compiled 0.6e-4
     for name, gradient in exact.items():
         rounding = (plain[name] - gradient).norm()
         assert (compiled[name] - gradient).norm() <= 2 * rounding + share * gradient.norm() + 1e-6, name

@@ -327,6 +327,18 @@ def test_every_encodings_page_has_one_order():
         assert page.stem == "index" or {order[0], *order[-2:]} <= set(shown), page
 
 
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_an_encodings_page_has_one_verdict_in_text_and_table(name):
+    page = nbformat.read(ROOT / "book/encodings" / f"{name}.ipynb", as_version=4)
+    text = next(cell.source for cell in page.cells if cell.source.startswith("## Results"))
+    said = [found.replace(" %", "") for found in re.findall(r"[+−]?[\d.]+ % \[[^]]+\]", text)]
+    tables = "".join(
+        str(output.get("data", {}).get("text/html", "")) for cell in page.cells for output in cell.get("outputs", [])
+    )
+    assert said or name in ("rope", "mix") or "No run with" in text
+    assert all(f">{found}" in tables for found in said), said
+
+
 def test_of_a_run_in_several_studies_the_one_with_most_findings_is_shown(tmp_path, monkeypatch):
     run = next(record for record in records.load_study(paths.PUBLISHED / "extrapolation") if record.folder.is_dir())
     for study in ("a", "z"):
