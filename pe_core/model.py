@@ -169,7 +169,7 @@ class LabForCausalLM(PreTrainedModel, GenerationMixin):
         return torch.cat([_cross_entropy(self.embed_out(x), y) for x, y in chunks]).view_as(targets)
 
     def chunked_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """The mean of `losses`, for training on so many tokens that their logits should not be held at once."""
+        """The mean of `losses`, for training on text: one pass over the logits, never held for many tokens at once."""
         x_ND = self._windows(input_ids).flatten(0, 1)
         mean: Tensor = _ChunkedLoss.apply(x_ND, self.embed_out.weight, targets.flatten(), self._chunk)  # type: ignore[no-untyped-call]
         return mean
